@@ -1,0 +1,180 @@
+"""ExperimentSpec: one submitted document.
+
+A spec is plain values: a complete base `TrainConfig`, a search space beside it keyed by dotted path, and what to optimise, how
+to search, when to stop, with which resources. No paths, URIs, environment or code: everything is chosen by name.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.config import TrainConfig
+from trainer.config.section import Section
+
+Scalar = bool | int | float | str | None
+
+
+class IntDomain(Section):
+    """Whole numbers from low to high, both included."""
+
+    int: tuple[int, int]
+    step: Annotated[int, Field(ge=1)] = 1
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "IntDomain":
+        low, high = self.int
+        if low > high:
+            raise ValueError(f"int: [{low}, {high}] is empty; write the lower bound first")
+        if self.log and low < 1:
+            raise ValueError(f"log: true needs a lower bound of at least 1, got {low}")
+        if self.log and self.step != 1:
+            raise ValueError(f"log: true does not go with step={self.step}; leave step out")
+        return self
+
+
+class FloatDomain(Section):
+    """Real numbers from low to high, both included; `step` makes it a lattice."""
+
+    float: tuple[float, float]
+    step: Annotated[float, Field(gt=0)] | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "FloatDomain":
+        low, high = self.float
+        if low > high:
+            raise ValueError(f"float: [{low}, {high}] is empty; write the lower bound first")
+        if self.log and low <= 0:
+            raise ValueError(f"log: true needs a lower bound above 0, got {low}")
+        if self.log and self.step is not None:
+            raise ValueError(f"log: true does not go with step={self.step}; leave one of them out")
+        return self
+
+
+class ChoiceDomain(Section):
+    """One of the listed plain values."""
+
+    choice: Annotated[tuple[Scalar, ...], Field(min_length=1, max_length=1000)]
+
+
+class OptionsDomain(Section):
+    """One of the named options; an option is any value and may hold further domains inside (a conditional space).
+
+    A domain inside option `o` of path `p` becomes the parameter `p.o.<its place>` and exists only in trials that chose `o`.
+    """
+
+    options: Annotated[dict[str, Any], Field(min_length=1, max_length=100)]
+
+
+Domain = IntDomain | FloatDomain | ChoiceDomain | OptionsDomain
+
+
+class Baseline(Section):
+    """A fixed configuration to compare with: the base with some values set. Never pruned, never told to the sampler."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Dotted path -> value, e.g. `model.moe: null`."""
+
+
+class Objective(Section):
+    """What the search optimises: the last value of an evaluation metric."""
+
+    metric: Literal["eval/bits_per_byte", "eval/loss"] = "eval/bits_per_byte"
+    domain: str = "all"
+    """A corpus of the mixture, or `all` for the mean over its corpora."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+class RandomSampler(Section):
+    """Independent draws."""
+
+    kind: Literal["random"] = "random"
+
+
+class GridSampler(Section):
+    """Every combination once; float domains need a `step`."""
+
+    kind: Literal["grid"] = "grid"
+
+
+class TPESampler(Section):
+    """Tree-structured Parzen estimator. Source: Bergstra et al. 2011 (NeurIPS), section 4; as implemented by Optuna."""
+
+    kind: Literal["tpe"] = "tpe"
+    num_startup_trials: int = Field(default=10, ge=1, le=10_000)
+    """Random trials before the model is used."""
+    multivariate: bool = True
+    constant_liar: bool = True
+    """Count running trials as bad, so that parallel proposals spread out."""
+
+
+SamplerConfig = Annotated[RandomSampler | GridSampler | TPESampler, Field(discriminator="kind")]
+
+
+class NoScheduler(Section):
+    """Every trial runs to the end."""
+
+    kind: Literal["none"] = "none"
+
+
+class ASHAScheduler(Section):
+    """Asynchronous successive halving, stopping variant: at each rung the best 1/reduction_factor go on.
+
+    Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
+    Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a trial.
+    """
+
+    kind: Literal["asha"] = "asha"
+    min_tokens: int = Field(ge=1)
+    reduction_factor: int = Field(default=3, ge=2, le=16)
+
+
+SchedulerConfig = Annotated[NoScheduler | ASHAScheduler, Field(discriminator="kind")]
+
+
+class Resources(Section):
+    """What one trial needs."""
+
+    num_workers: int = Field(default=1, ge=1, le=1024)
+    """Data-parallel workers (ranks) of one trial."""
+    cpus_per_worker: float = Field(default=1.0, gt=0, le=1024)
+    gpus_per_worker: float = Field(default=0.0, ge=0, le=16)
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "Resources":
+        if self.num_workers > 1 and self.gpus_per_worker not in (0, 1):
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker} with num_workers={self.num_workers}: "
+                "distributed workers take 0 or 1 GPU each"
+            )
+        return self
+
+
+class ExperimentSpec(Section):
+    """One experiment: a base configuration, what to vary, and how to judge and stop trials."""
+
+    name: Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
+    description: Annotated[str, Field(max_length=10_000)] = ""
+    base: TrainConfig
+    space: Annotated[dict[str, Domain], Field(max_length=200)] = Field(default_factory=dict)
+    """Dotted path into `base` -> domain."""
+    baselines: Annotated[tuple[Baseline, ...], Field(max_length=100)] = ()
+    objective: Objective = Objective()
+    sampler: SamplerConfig = RandomSampler()
+    scheduler: SchedulerConfig = NoScheduler()
+    num_trials: int | None = Field(default=None, ge=1, le=100_000)
+    """Trials of the search, baselines not counted. Left out with the grid sampler: the whole grid."""
+    max_parallel_trials: int | None = Field(default=None, ge=1, le=10_000)
+    """At most so many trials at a time; null uses what the cluster holds."""
+    synchronous: bool = False
+    """Propose in batches of `batch_size` and decide rungs when the whole batch has arrived: the final table is then a
+    function of the spec alone, whatever was killed or how fast each trial ran."""
+    batch_size: int = Field(default=4, ge=1, le=1000)
+    """Trials per batch of a synchronous experiment."""
+    resources: Resources = Resources()
+    max_retries: int = Field(default=3, ge=0, le=100)
+    """How often a trial whose process or node was lost is tried again."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds the sampler. The trials' own seed is `base.seed`."""

@@ -1,0 +1,35 @@
+"""Attention variants."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trainer.config.section import Section
+
+
+class GroupedQueryAttentionConfig(Section):
+    """Grouped-query attention with rotary positions; `num_kv_heads == num_heads` is multi-head attention.
+
+    Source: Ainslie et al. 2023, arXiv:2305.13245.
+    """
+
+    kind: Literal["gqa"] = "gqa"
+    num_heads: int = Field(ge=1, le=1024)
+    num_kv_heads: int = Field(ge=1, le=1024)
+    head_dim: int = Field(ge=2, le=1024, multiple_of=2)
+    qk_norm: bool = False
+    """RMSNorm over each head's query and key before the rotation."""
+    rope_theta: float = Field(default=10_000.0, gt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "GroupedQueryAttentionConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
+                f"choose a divisor of {self.num_heads}"
+            )
+        return self
+
+
+AttentionConfig = GroupedQueryAttentionConfig
+"""The union of attention variants, discriminated by `kind` once there is more than one."""

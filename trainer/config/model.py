@@ -1,0 +1,64 @@
+"""The model: a decoder-only transformer, dense or with mixture-of-experts layers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.config.attention import AttentionConfig
+from trainer.config.balancing import BalancerConfig
+from trainer.config.routers import RouterConfig, TopKRouterConfig
+from trainer.config.section import Section
+
+
+class MoEConfig(Section):
+    """The mixture-of-experts layers. Experts are SwiGLU MLPs of width `hidden_dim`."""
+
+    num_experts: int = Field(ge=2, le=4096)
+    top_k: int = Field(ge=1, le=256)
+    hidden_dim: int = Field(ge=8, le=65_536, multiple_of=8)
+    num_shared_experts: int = Field(default=0, ge=0, le=16)
+    """Experts every token passes through, built as one MLP of `num_shared_experts * hidden_dim`."""
+    num_dense_layers: int = Field(default=0, ge=0)
+    """The first layers that stay dense, of width `model.hidden_dim`."""
+    router: RouterConfig = TopKRouterConfig()
+    balancing: Annotated[tuple[BalancerConfig, ...], Field(max_length=8)] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "MoEConfig":
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k={self.top_k} exceeds num_experts={self.num_experts}; lower it or add experts")
+        kinds = [balancer.kind for balancer in self.balancing]
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise ValueError(f"balancing lists {', '.join(twice)} more than once; each kind may appear once")
+        return self
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer: RMSNorm before each sub-layer, rotary positions, SwiGLU MLPs."""
+
+    vocab_size: int = Field(ge=2, le=1_000_000)
+    dim: int = Field(ge=8, le=65_536, multiple_of=8)
+    num_layers: int = Field(ge=1, le=512)
+    hidden_dim: int = Field(ge=8, le=262_144, multiple_of=8)
+    """Width of the dense MLPs: all of them when `moe` is null, else the first `moe.num_dense_layers`."""
+    attention: AttentionConfig
+    moe: MoEConfig | None = None
+    tie_embeddings: bool = True
+    norm_eps: float = Field(default=1e-5, gt=0, le=1e-2)
+    init_std: float = Field(default=0.02, gt=0, le=1)
+    """Truncated normal (3 sigma); projections back into the residual stream are scaled by 1/sqrt(2 * num_layers)."""
+
+    @model_validator(mode="after")
+    def _dense_layers_fit(self) -> "ModelConfig":
+        if self.moe is not None and self.moe.num_dense_layers >= self.num_layers:
+            raise ValueError(
+                f"moe.num_dense_layers={self.moe.num_dense_layers} leaves no MoE layer of num_layers="
+                f"{self.num_layers}; lower it, or set moe to null for a dense model"
+            )
+        return self
+
+    def layer_kinds(self) -> tuple[Literal["dense", "moe"], ...]:
+        """The kind of each layer, first to last."""
+        num_dense = self.num_layers if self.moe is None else self.moe.num_dense_layers
+        return ("dense",) * num_dense + ("moe",) * (self.num_layers - num_dense)

@@ -1,0 +1,93 @@
+"""What the orchestrator and a run say to each other: one request in, a stream of reports out. Plain values, torch-free."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.config.section import Section
+from trainer.config.train import TrainConfig
+
+
+class RunRequest(Section):
+    """One execution of a trial."""
+
+    run_id: str
+    config: TrainConfig
+    folder: str
+    """Absolute path of the run's folder; the run writes nowhere else (besides the token cache)."""
+    resume_from: str | None = None
+    """Absolute path of a committed checkpoint folder to continue from."""
+    rung_tokens: tuple[int, ...] = ()
+    """Ascending training tokens at which to evaluate, checkpoint and report a rung."""
+    stop_at_tokens: int | None = None
+    """End this run, with a checkpoint, once it has seen so many tokens (a segment of a synchronous experiment)."""
+    cache_folder: str
+    """Absolute path of the token cache."""
+    num_workers: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    num_threads: int = Field(default=1, ge=1)
+    """Torch threads per worker on the CPU."""
+
+
+class CheckpointReport(Section):
+    """A checkpoint whose files are complete on disk."""
+
+    step: int
+    tokens: int
+    folder: str
+    """Absolute path."""
+    manifest_sha256: str
+    duration_s: float
+
+
+class DomainEvaluation(Section):
+    """Held-out figures of one corpus, or of `all` (the mean over corpora)."""
+
+    bits_per_byte: float
+    loss: float
+
+
+class RunSummary(Section):
+    """What a finished run leaves for the tables; the series are in the telemetry."""
+
+    final_loss: float | None
+    """Mean training loss of the last 5 % of the steps, nats/token."""
+    initial_bits_per_byte: dict[str, float]
+    """Corpus -> held-out bits per byte before the first step."""
+    bits_per_byte: dict[str, float]
+    """Corpus, and `all`, -> held-out bits per byte at the end."""
+    worst_max_violation: float | None
+    """Largest router/max_violation of any layer, each layer averaged over the last 10 % of the steps. None: dense."""
+    worst_max_violation_layer: int | None
+    min_token_entropy: float | None
+    """Smallest router/token_entropy of any layer, averaged likewise."""
+    min_load_entropy: float | None
+    max_dead_fraction: float | None
+    num_spikes: int
+    tokens_per_s: float
+    training_duration_s: float
+    total_parameters: int
+    active_parameters: int
+    flops_per_token: float
+    """Training FLOPs per token, forward and backward."""
+    domain_information: dict[str, list[float]] | None
+    """Mutual information of domain and expert per MoE layer in bits: keys `trained`, `untrained` (the same weights at
+    initialisation) and `shuffled` (trained router, domain labels shuffled). None: dense."""
+
+
+class RunReport(Section):
+    """One message from a run. `rung`, `evaluation`, `checkpoint` may come together in one report."""
+
+    kind: Literal["started", "progress", "finished", "stopped", "failed"]
+    """`progress`: evaluated or checkpointed. `finished`: the whole budget is trained. `stopped`: ended early on request or at
+    `stop_at_tokens`, with a checkpoint. `failed`: deterministic, see `cause`."""
+    step: int
+    tokens: int
+    rung: int | None = None
+    """Index into `rung_tokens` that was reached."""
+    evaluation: dict[str, DomainEvaluation] | None = None
+    checkpoint: CheckpointReport | None = None
+    summary: RunSummary | None = None
+    cause: Literal["diverged", "out_of_memory", "data_invalid", "error"] | None = None
+    message: str | None = None
+    """One or a few lines for people; for `error` the exception and the innermost frames."""

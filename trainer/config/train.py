@@ -1,0 +1,84 @@
+"""TrainConfig: everything that determines one run, as plain values."""
+
+import hashlib
+import json
+import math
+
+from pydantic import Field, model_validator
+
+from trainer.config.data import TOKENIZER_VOCAB_SIZES, DataConfig
+from trainer.config.model import ModelConfig
+from trainer.config.optimizers import OptimizerConfig
+from trainer.config.precision import Float32Config, PrecisionConfig
+from trainer.config.schedules import CosineScheduleConfig, ScheduleConfig
+from trainer.config.section import Section
+
+
+class LoopConfig(Section):
+    """Batches, length and cadence of the one training loop."""
+
+    budget_tokens: int = Field(ge=1, le=10**15)
+    """Training tokens of the whole run; rounded up to a whole number of steps."""
+    global_batch_size: int = Field(ge=1, le=1_000_000)
+    """Sequences per optimizer step, over all workers."""
+    micro_batch_size: int = Field(ge=1, le=1_000_000)
+    """Sequences per forward pass of one worker."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0, le=1e6)
+    """Global L2 norm to clip the gradient to; null does not clip."""
+    log_every_steps: int = Field(default=10, ge=1, le=1_000_000)
+    """Steps between copies of the accumulated telemetry from the device; every step is recorded all the same."""
+    evaluate_every_tokens: int | None = Field(default=None, ge=1)
+    """Training tokens between evaluations; null evaluates before the first and after the last step only."""
+    checkpoint_every_tokens: int | None = Field(default=None, ge=1)
+    """Training tokens between checkpoints; null writes one at the end and wherever the orchestrator asks for one."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "LoopConfig":
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size="
+                f"{self.micro_batch_size}; choose a divisor of {self.global_batch_size}"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """One run: model, data, optimizer, schedule, precision, loop and seed."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = CosineScheduleConfig()
+    precision: PrecisionConfig = Float32Config()
+    loop: LoopConfig
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds the weights and the order of the data."""
+
+    @model_validator(mode="after")
+    def _vocabulary_fits(self) -> "TrainConfig":
+        needed = TOKENIZER_VOCAB_SIZES[self.data.tokenizer]
+        if self.model.vocab_size < needed:
+            raise ValueError(
+                f"model.vocab_size={self.model.vocab_size} is smaller than the {needed} tokens of "
+                f"data.tokenizer={self.data.tokenizer!r}; use at least {needed}"
+            )
+        return self
+
+    @property
+    def step_tokens(self) -> int:
+        """Training tokens per optimizer step, over all workers."""
+        return self.loop.global_batch_size * self.data.seq_len
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return math.ceil(self.loop.budget_tokens / self.step_tokens)
+
+    def steps_for_tokens(self, tokens: int) -> int:
+        """The first step at which at least `tokens` training tokens were seen, at most `num_steps`."""
+        return min(math.ceil(tokens / self.step_tokens), self.num_steps)
+
+    def fingerprint(self) -> str:
+        """sha256 of the config in canonical JSON: equal for equal runs."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Metrics: what each is called, its unit, axes, bounds and source; and the pure functions that compute them."""
