@@ -1,7 +1,8 @@
 """ExperimentSpec: one submitted document.
 
-A spec is plain values: a complete base `TrainConfig`, a search space beside it keyed by dotted path, and what to optimise, how
-to search, when to stop, with which resources. No paths, URIs, environment or code: everything is chosen by name.
+A spec is plain values: a complete base `TrainConfig`, a search space beside it keyed by dotted path, and what to
+optimise, how to search, when to stop, with which resources. No paths, URIs, environment or code: everything is chosen
+by name.
 """
 
 from typing import Annotated, Any, Literal
@@ -61,7 +62,8 @@ class ChoiceDomain(Section):
 class OptionsDomain(Section):
     """One of the named options; an option is any value and may hold further domains inside (a conditional space).
 
-    A domain inside option `o` of path `p` becomes the parameter `p.o.<its place>` and exists only in trials that chose `o`.
+    A domain inside option `o` of path `p` becomes the parameter `p.o.<its place>` and exists only in trials that chose
+    `o`.
     """
 
     options: Annotated[dict[str, Any], Field(min_length=1, max_length=100)]
@@ -123,7 +125,8 @@ class ASHAScheduler(Section):
     """Asynchronous successive halving, stopping variant: at each rung the best 1/reduction_factor go on.
 
     Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
-    Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a trial.
+    Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a
+    stopped trial.
     """
 
     kind: Literal["asha"] = "asha"

@@ -1,7 +1,8 @@
 """States of experiments, trials and runs, and the one table of legal moves.
 
-`failed` is deterministic (bad config, diverged, out of memory) and not retried. `lost` is infrastructure (killed process,
-dead node): retried, and never told to the sampler. `infeasible` is a point that cannot run: told to the sampler as such.
+`failed` is deterministic (bad config, diverged, out of memory) and not retried. `lost` is infrastructure (killed
+process, dead node): retried, and never told to the sampler. `infeasible` is a point that cannot run: told to the
+sampler as such.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the orchestrator and a run say to each other: one request in, a stream of reports out. Plain values, torch-free."""
+"""What the orchestrator and a run say to each other: one request in, a stream of reports out. Torch-free."""
 
 from typing import Literal
 
@@ -79,8 +79,8 @@ class RunReport(Section):
     """One message from a run. `rung`, `evaluation`, `checkpoint` may come together in one report."""
 
     kind: Literal["started", "progress", "finished", "stopped", "failed"]
-    """`progress`: evaluated or checkpointed. `finished`: the whole budget is trained. `stopped`: ended early on request or at
-    `stop_at_tokens`, with a checkpoint. `failed`: deterministic, see `cause`."""
+    """`progress`: evaluated or checkpointed. `finished`: the whole budget is trained. `stopped`: ended early on request
+    or at `stop_at_tokens`, with a checkpoint. `failed`: deterministic, see `cause`."""
     step: int
     tokens: int
     rung: int | None = None

@@ -1,6 +1,6 @@
 """Every metric evenload records, declared once: name, unit, axes, bounds and source. Torch-free.
 
-The telemetry writes columns of these names, the API serves this table, the dashboard takes its units and axis labels from it.
+The telemetry writes columns of these names, the API serves this table, the dashboard takes its units and labels from it.
 """
 
 from dataclasses import dataclass
@@ -171,7 +171,7 @@ _DECLARED = (
         unit="1",
         axes=("layer",),
         lower="0",
-        description="Mean over tokens of the k-th minus the (k+1)-th selection score: how near the choice is to flipping.",
+        description="Mean over tokens of the k-th minus (k+1)-th selection score: how near the choice is to a flip.",
     ),
     MetricSpec(
         name="router/max_logit",
@@ -197,7 +197,7 @@ _DECLARED = (
         unit="bits",
         axes=("layer",),
         lower="0",
-        description="Mutual information of a held-out token's domain and its chosen expert, at equal tokens per domain.",
+        description="Mutual information of a held-out token's domain and its expert, at equal tokens per domain.",
     ),
 )
 

@@ -1,0 +1,66 @@
+# make demo    sets up, starts everything, runs a real sweep, prints the comparison     (DEMO_FLAGS=--exit to stop at the end)
+# make test    sets up and runs every check that .ci/run runs
+# Variables: PYTHON=python3.12   TORCH_INDEX=https://download.pytorch.org/whl/cu130   PYTEST_FLAGS=...
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+export PYTHONPATH := $(CURDIR)
+BIN := .venv/bin
+INSTALL = PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/install
+
+.PHONY: demo test install lint unit generated integration dashboard e2e gpu lock openapi clean
+
+demo: .venv/installed-app
+	@$(BIN)/evenload demo $(DEMO_FLAGS)
+
+# Fast checks first.
+test: .venv/installed-dev
+	@.ci/system
+	@$(MAKE) --no-print-directory lint unit generated dashboard integration e2e
+	@echo "all checks passed"
+
+install: .venv/installed-dev
+
+.venv/installed-app: requirements.lock pyproject.toml .ci/install
+	@$(INSTALL) app
+	@touch $@
+
+.venv/installed-dev: requirements.lock pyproject.toml .ci/install
+	@$(INSTALL) dev
+	@touch $@ .venv/installed-app
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+unit: .venv/installed-dev
+	$(BIN)/python -m pytest tests/unit tests/contracts tests/architecture -n 2 -q $(PYTEST_FLAGS)
+
+integration: .venv/installed-dev
+	$(BIN)/python -m pytest tests/integration -q $(PYTEST_FLAGS)
+
+e2e: .venv/installed-dev
+	$(BIN)/python -m pytest tests/e2e -q $(PYTEST_FLAGS)
+
+gpu: .venv/installed-dev
+	$(BIN)/python -m pytest tests/gpu -q $(PYTEST_FLAGS)
+
+# Generated files must be what their generators write.
+generated: .venv/installed-dev
+	$(BIN)/python -m api.openapi --check
+	$(BIN)/python -m trainer.metrics.page --check
+
+# Builds the dashboard anew and compares; without Node the committed build is used as it is.
+dashboard:
+	@if command -v npm >/dev/null; then cd dashboards && npm ci --no-audit --no-fund --silent && npm run --silent check; \
+	else echo "dashboard: npm is not here, the committed build is not checked"; [ -z "$$EVENLOAD_TESTS_MUST_RUN" ]; fi
+
+lock: .venv/installed-dev
+	.ci/lock
+
+clean:
+	rm -rf .venv dashboards/node_modules

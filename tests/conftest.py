@@ -1,0 +1,36 @@
+"""What holds for every test: one Torch thread, the checkout first on the path of child processes, no silent skips in CI."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# Child processes (workers, servers) import the checkout too, and every trial computes on one thread.
+os.environ["PYTHONPATH"] = str(CHECKOUT)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# An own home by default: no test may touch the user's experiments.
+os.environ.pop("EVENLOAD_URL", None)
+os.environ.pop("EVENLOAD_TOKEN", None)
+os.environ.pop("EVENLOAD_DATABASE_URL", None)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives each test its own EVENLOAD_HOME, so that nothing leaks into the user's or into another test."""
+    monkeypatch.setenv("EVENLOAD_HOME", str(tmp_path_factory.getbasetemp() / f"home-{os.getpid()}"))
+    yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Turns a skip into a failure where everything must run; only a missing GPU is excused."""
+    outcome = yield
+    report = outcome.get_result()  # pyright: ignore[reportAttributeAccessIssue]  # pluggy's Result, typed as a generator's send
+    if report.skipped and os.environ.get("EVENLOAD_TESTS_MUST_RUN") and "gpu" not in item.keywords:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not hasattr(report, "wasxfail"):
+            report.outcome = "failed"
+            report.longrepr = f"skipped where every test must run: {reason}"
