@@ -2,7 +2,9 @@
 
 EvenloadError
 +-- SpecRejected           a submitted spec is not acceptable; carries every problem with a JSON pointer
++-- InfeasiblePoint        a point of the search space that makes no valid TrainConfig
 +-- NotFound               no such experiment, trial or run
++-- InvalidCursor          a page cursor that this store did not give out
 +-- IdempotencyKeyReused   the same key came with another body
 +-- IllegalTransition      a state change outside the table in states.py
 +-- Fenced                 the writer's epoch is no longer the current one
@@ -43,8 +45,16 @@ class SpecRejected(EvenloadError):
         super().__init__("; ".join(f"{problem.pointer}: {problem.message}" for problem in problems))
 
 
+class InfeasiblePoint(EvenloadError):
+    """A point of the search space that makes no valid TrainConfig; the message says why."""
+
+
 class NotFound(EvenloadError):
     """There is no experiment, trial or run of that id."""
+
+
+class InvalidCursor(EvenloadError):
+    """A page cursor that this store did not give out."""
 
 
 class IdempotencyKeyReused(EvenloadError):
