@@ -1,0 +1,13 @@
+"""Attention variants: how positions exchange information."""
+
+from typing import TYPE_CHECKING
+
+from trainer.registry import Registry
+
+if TYPE_CHECKING:
+    from trainer.attention.base import Attention
+
+ATTENTIONS: Registry["Attention"] = Registry("attention", {"gqa": "trainer.attention.gqa:GroupedQueryAttention"})
+"""`kind` of an AttentionConfig -> its class."""
+
+__all__ = ["ATTENTIONS"]

@@ -1,0 +1,30 @@
+"""What an attention variant has to be.
+
+Letters: B sequences, L positions, D model dim.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from trainer.config.attention import AttentionConfig
+
+
+class Attention(nn.Module, ABC):
+    """Causal self-attention: position i of the output depends on positions <= i of the input only.
+
+    A variant owns its positions (rotary or other), so the block around it need not know how it tells order.
+    """
+
+    residual_weights: ClassVar[tuple[str, ...]]
+    """Names of the parameters that write into the residual stream; the initialisation scales them down."""
+
+    @abstractmethod
+    def __init__(self, config: AttentionConfig, *, dim: int, norm_eps: float) -> None:
+        """Builds the variant for a model of width `dim`; `norm_eps` is that of the model's other norms."""
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Returns the attended out_BLD for the normalised input, without the residual connection."""

@@ -1,0 +1,20 @@
+"""Balancing methods: what keeps the load of the experts even."""
+
+from typing import TYPE_CHECKING
+
+from trainer.registry import Registry
+
+if TYPE_CHECKING:
+    from trainer.balancing.base import Balancer
+
+BALANCERS: Registry["Balancer"] = Registry(
+    "balancing method",
+    {
+        "load_balancing_loss": "trainer.balancing.load_balancing_loss:LoadBalancingLoss",
+        "loss_free_bias": "trainer.balancing.loss_free_bias:LossFreeBias",
+        "router_z_loss": "trainer.balancing.router_z_loss:RouterZLoss",
+    },
+)
+"""`kind` of a BalancerConfig -> its class."""
+
+__all__ = ["BALANCERS"]

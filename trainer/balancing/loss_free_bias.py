@@ -1,0 +1,34 @@
+"""Balancing without a loss: a bias per expert steers the selection.
+
+Letters: L mixture-of-experts layers, E experts.
+"""
+
+import torch
+from torch import Tensor
+
+from trainer.balancing.base import Balancer
+from trainer.config.balancing import LossFreeBiasConfig
+from trainer.model.transformer import Transformer
+
+
+class LossFreeBias(Balancer):
+    """Raises the bias of underloaded experts and lowers that of overloaded ones by `update_rate` after each step.
+
+    The update is sign(mean load - load) minus its own mean over the experts, as in torchtitan, so that the biases
+    keep their sum and do not drift away from the scores. The bias never enters the experts' weights.
+
+    Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1; the centring is not in the paper.
+    """
+
+    needs_selection_bias = True
+
+    def __init__(self, config: LossFreeBiasConfig) -> None:
+        self.update_rate = config.update_rate
+
+    @torch.no_grad()
+    def after_step(self, model: Transformer, counts_LE: Tensor) -> None:
+        direction_LE = torch.sign(counts_LE.mean(dim=-1, keepdim=True) - counts_LE)
+        direction_LE = direction_LE - direction_LE.mean(dim=-1, keepdim=True)
+        for layer, direction_E in zip(model.moe_layers(), direction_LE, strict=True):
+            assert layer.selection_bias_E is not None, "a model with this method in its config has the buffer"
+            layer.selection_bias_E.add_(direction_E, alpha=self.update_rate)

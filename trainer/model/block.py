@@ -1,0 +1,43 @@
+"""One layer of the transformer.
+
+Letters: B sequences, L positions, D model dim.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from kernels import Routing
+from trainer.attention import ATTENTIONS
+from trainer.config.model import ModelConfig
+from trainer.model.dense_mlp import DenseMLP
+from trainer.model.moe_layer import MoELayer
+from trainer.model.norm import RMSNorm
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward network, each normalised before and added to the residual stream.
+
+    Source: pre-norm: Xiong et al. 2020, arXiv:2002.04745.
+    """
+
+    def __init__(self, config: ModelConfig, *, kind: Literal["dense", "moe"]) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = ATTENTIONS[config.attention.kind](config.attention, dim=config.dim, norm_eps=config.norm_eps)
+        self.feed_forward_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward: DenseMLP | MoELayer
+        if kind == "dense":
+            self.feed_forward = DenseMLP(config.dim, config.hidden_dim)
+        else:
+            assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
+            self.feed_forward = MoELayer(config.moe, dim=config.dim)
+
+    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Routing | None]:
+        """Returns the residual stream after this layer, and the routing if the layer has experts."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
+        normalised_BLD = self.feed_forward_norm(x_BLD)
+        if isinstance(self.feed_forward, MoELayer):
+            out_BLD, routing = self.feed_forward(normalised_BLD)
+            return x_BLD + out_BLD, routing
+        return x_BLD + self.feed_forward(normalised_BLD), None

@@ -1,0 +1,65 @@
+"""The decoder-only transformer.
+
+Letters: B sequences, L positions, D model dim, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config.model import ModelConfig
+from trainer.model.block import Block
+from trainer.model.moe_layer import MoELayer
+from trainer.model.norm import RMSNorm
+from trainer.model.routing import LayerRouting
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass returns.
+
+    logits_BLV: float32 also under autocast, next-token logits of every position.
+    routings: one per mixture-of-experts layer, first to last; empty for a dense model.
+    """
+
+    logits_BLV: Tensor
+    routings: tuple[LayerRouting, ...]
+
+
+class Transformer(nn.Module):
+    """Embedding, `num_layers` blocks, a final norm and the output projection (the embedding itself when tied).
+
+    `trainer.model.build.build_model` gives it its initial weights.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, kind=kind) for kind in config.layer_kinds())
+        self.final_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, tokens_BL: Tensor) -> ModelOutput:
+        """Returns the logits and routings for int64 tokens in [0, vocab_size)."""
+        hidden_BLD, routings = self.trunk(tokens_BL)
+        return ModelOutput(self.logits(hidden_BLD), routings)
+
+    def trunk(self, tokens_BL: Tensor) -> tuple[Tensor, tuple[LayerRouting, ...]]:
+        """Returns the normalised hidden states before the output projection, and the routings."""
+        x_BLD = self.embedding(tokens_BL)
+        routings: list[LayerRouting] = []
+        for layer, block in enumerate(self.blocks):
+            x_BLD, routing = block(x_BLD)
+            if routing is not None:
+                routings.append(LayerRouting.of(routing, layer=layer))
+        return self.final_norm(x_BLD), tuple(routings)
+
+    def logits(self, hidden_BLD: Tensor) -> Tensor:
+        """Returns float32 logits_BLV of what `trunk` returned (float64 for a float64 model)."""
+        weight_VD = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(hidden_BLD, weight_VD).to(weight_VD.dtype)
+
+    def moe_layers(self) -> tuple[MoELayer, ...]:
+        """Returns the mixture-of-experts layers, first to last: the order of `ModelOutput.routings`."""
+        return tuple(module for module in self.modules() if isinstance(module, MoELayer))

@@ -1,0 +1,13 @@
+"""Routers: which experts a token goes to, and with which weights."""
+
+from typing import TYPE_CHECKING
+
+from trainer.registry import Registry
+
+if TYPE_CHECKING:
+    from trainer.routers.base import Router
+
+ROUTERS: Registry["Router"] = Registry("router", {"top_k": "trainer.routers.top_k:TopKRouter"})
+"""`kind` of a RouterConfig -> its class."""
+
+__all__ = ["ROUTERS"]
