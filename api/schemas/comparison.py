@@ -1,0 +1,75 @@
+"""The comparison of an experiment's trials."""
+
+from typing import Literal
+
+from api.schemas.wire import Answer, Scalar
+from orchestrator.spec import Objective
+from orchestrator.states import Cause, TrialState
+
+
+class DomainScore(Answer):
+    """Held-out bits per byte of one corpus, or of `all`."""
+
+    domain: str
+    initial: float | None
+    """Before the first step."""
+    final: float | None
+
+
+class DomainInformation(Answer):
+    """Mutual information of a held-out token's domain and its expert in bits, per MoE layer."""
+
+    trained: list[float]
+    untrained: list[float]
+    """The same model at initialisation: the control."""
+    shuffled: list[float]
+    """Trained router, domain labels shuffled: the estimator's bias."""
+
+
+class ComparisonRow(Answer):
+    """One trial in the comparison."""
+
+    rank: int | None
+    """1 is best; null for trials that did not complete. Baselines are ranked among the others."""
+    trial_id: str
+    number: int
+    kind: Literal["search", "baseline"]
+    label: str | None
+    state: TrialState
+    cause: Cause | None
+    reason: str
+    params: dict[str, Scalar]
+    objective: float | None
+    objective_tokens: int | None
+    difference_to_baseline: float | None
+    """Objective minus that of the first baseline; null without both."""
+    final_loss: float | None
+    domains: list[DomainScore]
+    total_parameters: int | None
+    active_parameters: int | None
+    flops_per_token: float | None
+    training_flops: float | None
+    """Spent until `objective_tokens`."""
+    worst_max_violation: float | None
+    worst_max_violation_layer: int | None
+    min_token_entropy: float | None
+    min_load_entropy: float | None
+    max_dead_fraction: float | None
+    num_spikes: int | None
+    tokens_per_s: float | None
+    training_duration_s: float | None
+    domain_information: DomainInformation | None
+
+
+class Comparison(Answer):
+    """All trials side by side, best first."""
+
+    experiment_id: str
+    objective: Objective
+    contract: str
+    """What is held equal between the trials, in words."""
+    baseline_trial_id: str | None
+    domains: list[str]
+    rows: list[ComparisonRow]
+    caveats: list[str]
+    """What the comparison does not show."""

@@ -1,0 +1,142 @@
+"""Experiments: submitting, estimating, listing, following."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from api.schemas.wire import Answer, EpochMs, Scalar, shown_as
+from orchestrator.spec import Objective
+from orchestrator.states import ExperimentState
+
+
+class TrialCounts(Answer):
+    """How many trials are in each state."""
+
+    queued: int
+    running: int
+    retrying: int
+    completed: int
+    pruned: int
+    failed: int
+    infeasible: int
+    cancelled: int
+
+
+class BestTrial(Answer):
+    """The completed trial of the search with the best objective so far."""
+
+    trial_id: str
+    number: int
+    objective: float
+    objective_tokens: int | None
+    params: dict[str, Scalar]
+
+
+class ExperimentSummary(Answer):
+    """One row of the list of experiments."""
+
+    id: str
+    name: str
+    state: ExperimentState
+    reason: str
+    since_ms: EpochMs
+    """When it entered `state`."""
+    created_at_ms: EpochMs
+    finished_at_ms: EpochMs | None
+    objective: Objective
+    num_trials: int | None
+    """Trials of the search plus baselines, as planned; null when the number is only known at the end."""
+    trial_counts: TrialCounts
+    best: BestTrial | None
+    num_spikes: int
+    """Loss and gradient spikes over all its trials."""
+    eta_s: float | None
+    """Seconds until the planned trials are done, from their progress so far; null if nothing is known yet or it is over."""
+
+
+class ExperimentDetail(ExperimentSummary):
+    """An experiment with its documents."""
+
+    description: str
+    document: dict[str, Any]
+    """What the user sent."""
+    spec: dict[str, Any] = Field(json_schema_extra=shown_as("ExperimentSpec"))
+    """The normalised spec with all defaults."""
+    warnings: list[str]
+    rung_tokens: list[int]
+    """Training tokens at which the scheduler decides; empty without one."""
+    mlflow_url: str | None
+    """The experiment's page in the MLflow UI."""
+
+
+class ExperimentPage(Answer):
+    """A page of experiments, newest first."""
+
+    items: list[ExperimentSummary]
+    next_cursor: str | None
+    """Pass it as `cursor` to get the next page; null on the last."""
+
+
+class Estimated(Answer):
+    """A number with what it rests on."""
+
+    value: float | None
+    """Null if there is no basis to estimate it from."""
+    unit: str
+    basis: str
+
+
+class ParameterCounts(Answer):
+    """Parameters of one model in closed form."""
+
+    total: int
+    active: int
+    """Used by one token."""
+    active_minus_input_embedding: int
+    non_embedding_total: int
+    non_embedding_active: int
+
+
+class MemoryNeeded(Answer):
+    """Memory of one worker in GiB."""
+
+    weights_gib: float
+    gradients_gib: float
+    optimizer_gib: float
+    activations_gib: float
+    logits_gib: float
+    total_gib: float
+
+
+class SearchedParameter(Answer):
+    """One dimension of the search space."""
+
+    path: str
+    kind: Literal["int", "float", "choice", "options"]
+    domain: str
+    """The domain in words."""
+
+
+class Validation(Answer):
+    """What would happen if the spec were submitted. Nothing is stored."""
+
+    spec: dict[str, Any] = Field(json_schema_extra=shown_as("ExperimentSpec"))
+    """The normalised spec with all defaults."""
+    num_trials: int | None
+    """Trials of the search, without baselines."""
+    num_baselines: int
+    space: list[SearchedParameter]
+    parameters: ParameterCounts
+    """Of the base configuration."""
+    flops_per_token: float
+    """Training FLOPs per token of the base configuration, forward and backward."""
+    training_flops: Estimated
+    """Over all trials, as if none were pruned."""
+    memory: MemoryNeeded
+    """Of one worker of the base configuration."""
+    duration: Estimated
+    disk: Estimated
+    max_parallel_trials: Estimated
+    """How many trials this installation runs at a time."""
+    rung_tokens: list[int]
+    warnings: list[str]

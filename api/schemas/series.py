@@ -1,0 +1,122 @@
+"""Series: step-by-step telemetry on a common grid."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from api.schemas.wire import Answer, EpochMs, Question
+
+X = Literal["step", "tokens", "time", "flops"]
+"""`time` is seconds of training since the trial's first step; `flops` are training FLOPs."""
+
+
+class SeriesRequest(Question):
+    """Which metrics of which trials or runs, over what."""
+
+    trials: list[str] = Field(default_factory=list, max_length=100)
+    """A trial's series joins its runs: for steps in several of them the later run counts."""
+    runs: list[str] = Field(default_factory=list, max_length=100)
+    keys: list[Annotated[str, Field(max_length=200)]] = Field(min_length=1, max_length=20)
+    """Metric names of the catalogue. A metric with a layer axis: `layers` says what becomes of it. An evaluation metric
+    gives one item per domain."""
+    x: X = "step"
+    points: int = Field(default=500, ge=2, le=5000)
+    """Buckets of the common grid; the items are raw where there are no more rows than that."""
+    x_range: tuple[float, float] | None = None
+    """Only this part of x, both ends included."""
+    layers: Literal["worst", "mean", "each"] = "worst"
+    """`worst`: at each step the layer where the metric is worst."""
+
+    @model_validator(mode="after")
+    def _something_asked(self) -> "SeriesRequest":
+        if not self.trials and not self.runs:
+            raise ValueError("trials and runs are both empty; name at least one trial or run")
+        if self.x_range is not None and self.x_range[0] > self.x_range[1]:
+            raise ValueError(f"x_range {list(self.x_range)} is empty; write the lower bound first")
+        return self
+
+
+class SeriesItem(Answer):
+    """One curve; null where a bucket holds no value of it."""
+
+    trial_id: str
+    run_id: str | None
+    """Set if the run was asked for by itself."""
+    key: str
+    layer: int | None
+    """Layer index in the whole model; null for metrics without layers and for `worst` and `mean`."""
+    domain: str | None
+    min: list[float | None]
+    last: list[float | None]
+    max: list[float | None]
+    num_rows: int
+    """Rows of telemetry behind it."""
+
+
+class Series(Answer):
+    """Curves on one common grid."""
+
+    x: X
+    x_unit: str
+    grid: list[float]
+    """The x of each bucket: its last row's where all rows agree, else the bucket's upper end."""
+    items: list[SeriesItem]
+
+
+class LayerHealth(Answer):
+    """The state of one MoE layer's router around a spike."""
+
+    layer: int
+    max_violation: float | None
+    token_entropy: float | None
+
+
+class Spike(Answer):
+    """A sudden rise of the loss or of the gradient norm."""
+
+    trial_id: str
+    run_id: str
+    step: int
+    tokens: int
+    time_ms: EpochMs
+    metric: str
+    value: float | None
+    baseline: float | None
+    """Median of the window before it."""
+    z: float | None
+    """How many robust standard deviations above the baseline."""
+    size: float | None
+    lr: float | None
+    grad_norm: float | None
+    sample_indices: tuple[int, int]
+    """First and last sample of the step's global batch."""
+    document_ids: list[str]
+    router_before: list[LayerHealth]
+    router_at: list[LayerHealth]
+    router_after: list[LayerHealth] | None
+    recovered_step: int | None
+
+
+class SpikeList(Answer):
+    """Spikes of a trial in order of their step."""
+
+    items: list[Spike]
+
+
+class Evaluation(Answer):
+    """Held-out figures of one corpus, or of `all`, at one step; step 0 is before training."""
+
+    step: int
+    tokens: int
+    time_ms: EpochMs
+    domain: str
+    bits_per_byte: float | None
+    loss: float | None
+
+
+class EvaluationList(Answer):
+    """Every evaluation of a trial in order of step, then of domain."""
+
+    trial_id: str
+    domains: list[str]
+    items: list[Evaluation]

@@ -1,0 +1,149 @@
+"""Trials and runs."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from api.schemas.wire import Answer, EpochMs, Question, Scalar, shown_as
+from orchestrator.states import Cause, RunState, TrialState
+from trainer.config.run import RunSummary
+
+
+class Progress(Answer):
+    """How far a run is, as it last reported."""
+
+    step: int
+    num_steps: int
+    tokens: int
+    budget_tokens: int
+    loss: float | None
+    """Training loss, nats/token."""
+    tokens_per_s: float | None
+    max_violation: float | None
+    """router/max_violation of the worst layer; null for a dense model."""
+    max_violation_layer: int | None
+    token_entropy: float | None
+    """router/token_entropy of the layer where it is smallest."""
+    dead_fraction: float | None
+    """router/dead_fraction of the worst layer."""
+    bits_per_byte: float | None
+    """Last held-out `all`."""
+    num_spikes: int
+    eta_s: float | None
+    updated_at_ms: EpochMs
+
+
+class TrialRead(Answer):
+    """One row of an experiment's table of trials."""
+
+    id: str
+    experiment_id: str
+    number: int
+    """0-based order of proposal; baselines come first."""
+    kind: Literal["search", "baseline"]
+    label: str | None
+    """A baseline's name."""
+    batch: int | None
+    """Batch of a synchronous experiment."""
+    state: TrialState
+    cause: Cause | None
+    reason: str
+    since_ms: EpochMs
+    params: dict[str, Scalar]
+    """Parameter path -> proposed value."""
+    objective: float | None
+    """Of a completed trial; of a pruned one at its last rung."""
+    objective_tokens: int | None
+    progress: Progress | None
+    """Of its newest run."""
+    summary: RunSummary | None
+    num_runs: int
+    num_retries: int
+    created_at_ms: EpochMs
+    started_at_ms: EpochMs | None
+    finished_at_ms: EpochMs | None
+
+
+class TrialPage(Answer):
+    """A page of trials in order of their number."""
+
+    items: list[TrialRead]
+    next_cursor: str | None
+
+
+class RungRead(Answer):
+    """What the scheduler decided on a trial at a rung."""
+
+    rung: int
+    tokens: int
+    value: float | None
+    """The objective; null if it was not finite."""
+    decision: Literal["continue", "stop"] | None
+    """Null while a synchronous batch is incomplete."""
+    explanation: str | None
+    at_ms: EpochMs
+
+
+class RunRead(Answer):
+    """One execution of a trial."""
+
+    id: str
+    trial_id: str
+    number: int
+    """0-based order within the trial."""
+    state: RunState
+    cause: Cause | None
+    reason: str
+    since_ms: EpochMs
+    resumed_from_step: int | None
+    stop_at_tokens: int | None
+    progress: Progress | None
+    environment: dict[str, Any] | None
+    """Versions, device, commit and data fingerprint of the run."""
+    created_at_ms: EpochMs
+    started_at_ms: EpochMs | None
+    finished_at_ms: EpochMs | None
+
+
+class RunList(Answer):
+    """All runs of a trial, first to last."""
+
+    items: list[RunRead]
+
+
+class TrialDetail(TrialRead):
+    """A trial with its configuration and history."""
+
+    config: dict[str, Any] | None = Field(json_schema_extra=shown_as("TrainConfig"))
+    """The complete TrainConfig; null if the point is infeasible as a configuration."""
+    config_fingerprint: str | None
+    rungs: list[RungRead]
+    layer_kinds: list[Literal["dense", "moe"]]
+    """The kind of each layer, first to last; empty without a configuration."""
+    mlflow_run_url: str | None
+
+
+class DiffRequest(Question):
+    """Which trials to compare."""
+
+    trials: list[str] = Field(min_length=1, max_length=100)
+
+
+class Difference(Answer):
+    """One configuration value that is not the same in all trials."""
+
+    path: str
+    """Dotted path into the TrainConfig; list entries by index."""
+    values: list[Any]
+    """One per trial, in the order asked for; null also where a trial has no such value."""
+    present: list[bool]
+    """Whether the trial has the value at all."""
+
+
+class Diff(Answer):
+    """Only the configuration values that differ."""
+
+    trials: list[str]
+    differences: list[Difference]
+    num_equal: int
+    """Configuration values that are the same everywhere."""
