@@ -1,4 +1,4 @@
-"""What holds for every test: one Torch thread, the checkout first on the path of child processes, no silent skips in CI."""
+"""What holds for every test: one Torch thread, the checkout first on child processes' path, no silent skips in CI."""
 
 import os
 from collections.abc import Iterator
@@ -18,10 +18,9 @@ os.environ.pop("EVENLOAD_DATABASE_URL", None)
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives each test its own EVENLOAD_HOME, so that nothing leaks into the user's or into another test."""
+def _no_test_touches_the_users_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points EVENLOAD_HOME at a temporary folder of this test process; its tests share the token cache there."""
     monkeypatch.setenv("EVENLOAD_HOME", str(tmp_path_factory.getbasetemp() / f"home-{os.getpid()}"))
-    yield
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,4 +1,4 @@
-"""The structure still holds: who imports what, and whose packages answer to our names. (lint-imports checks the chain.)"""
+"""The structure still holds: who imports what, whose packages answer to our names. (lint-imports checks the chain.)"""
 
 import ast
 import subprocess

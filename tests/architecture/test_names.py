@@ -43,9 +43,10 @@ def test_public_functions_and_classes_have_docstrings() -> None:
     missing = []
     for path in SOURCES:
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if ast.get_docstring(node) is None and not _says_enough_by_itself(node):
-                    missing.append(f"{path.relative_to(CHECKOUT)}:{node.lineno} {node.name}")
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if ast.get_docstring(node) is None and not _says_enough_by_itself(node):
+                missing.append(f"{path.relative_to(CHECKOUT)}:{node.lineno} {node.name}")
     assert not missing
 
 

@@ -1,6 +1,6 @@
 """Every metric evenload records, declared once: name, unit, axes, bounds and source. Torch-free.
 
-The telemetry writes columns of these names, the API serves this table, the dashboard takes its units and labels from it.
+The telemetry writes columns of these names, the API serves this table, the dashboard takes units and labels from it.
 """
 
 from dataclasses import dataclass
