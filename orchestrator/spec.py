@@ -7,7 +7,7 @@ by name.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from trainer.config import TrainConfig
 from trainer.config.section import Section
@@ -69,7 +69,26 @@ class OptionsDomain(Section):
     options: Annotated[dict[str, Any], Field(min_length=1, max_length=100)]
 
 
-Domain = IntDomain | FloatDomain | ChoiceDomain | OptionsDomain
+DOMAIN_KINDS = ("int", "float", "choice", "options")
+"""A domain is known by which of these fields it has."""
+
+
+def domain_kind(value: object) -> str | None:
+    """Which kind of domain `value` (parsed JSON, or a domain) is; None if it is none."""
+    if isinstance(value, dict):
+        return next((kind for kind in DOMAIN_KINDS if kind in value), None)
+    if isinstance(value, IntDomain | FloatDomain | ChoiceDomain | OptionsDomain):
+        return next(kind for kind in DOMAIN_KINDS if hasattr(value, kind))
+    return None
+
+
+Domain = Annotated[
+    Annotated[IntDomain, Tag("int")]
+    | Annotated[FloatDomain, Tag("float")]
+    | Annotated[ChoiceDomain, Tag("choice")]
+    | Annotated[OptionsDomain, Tag("options")],
+    Discriminator(domain_kind),
+]
 
 
 class Baseline(Section):

@@ -24,7 +24,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.states import ExperimentState, RunState, TrialState
 
-Json = JSON().with_variant(JSONB(), "postgresql")
+# None is SQL's NULL, not the JSON value null.
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 # SQLite only autoincrements the exact type INTEGER.
 Sequence = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -195,6 +196,17 @@ class CheckpointRow(Base):
     manifest_sha256: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
     at_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class TransitionRow(Base):
+    """A legal move between states, for the triggers to look up. The migrations fill it from states.TRANSITIONS."""
+
+    __tablename__ = "transitions"
+
+    entity: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """`experiments`, `trials` or `runs`: the table whose `state` moves."""
+    source: Mapped[str] = mapped_column(String(16), primary_key=True)
+    target: Mapped[str] = mapped_column(String(16), primary_key=True)
 
 
 class EventRow(Base):

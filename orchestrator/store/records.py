@@ -93,7 +93,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class RungRecord:
-    """A row of `rungs`, with the number, kind and batch of its trial. `decision` is None while a batch is incomplete."""
+    """A row of `rungs`, with number, kind and batch of its trial. `decision` is None while a batch is incomplete."""
 
     trial_id: str
     trial_number: int

@@ -1,0 +1,177 @@
+"""The search space as a flat list of parameters, and the way from a point of it to a complete TrainConfig.
+
+Parameters are taken in the order of their names, never in that of the document: a database may keep a document's keys
+in an order of its own, and a proposal may not depend on it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import InfeasiblePoint
+from orchestrator.spec import (
+    ChoiceDomain,
+    Domain,
+    ExperimentSpec,
+    FloatDomain,
+    IntDomain,
+    OptionsDomain,
+    Scalar,
+    domain_kind,
+)
+from trainer.config import TrainConfig
+from trainer.config.section import Section
+
+DOMAIN = TypeAdapter[IntDomain | FloatDomain | ChoiceDomain | OptionsDomain](Domain)
+"""Parses a domain that stands inside an option."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One dimension of the search space.
+
+    Attributes:
+        name: dotted path; inside option `o` of path `p` it is `p.o.<place in the option>`.
+        domain: what it can be; of an options domain the point holds the option's name.
+        condition: the parameter and the option it must have chosen for this one to exist, or None if it always does.
+    """
+
+    name: str
+    domain: IntDomain | FloatDomain | ChoiceDomain | OptionsDomain
+    condition: tuple[str, str] | None = None
+
+
+def parameters(spec: ExperimentSpec) -> tuple[Parameter, ...]:
+    """Every parameter, each after the one it depends on; otherwise by name."""
+    found: list[Parameter] = []
+    for path in sorted(spec.space):
+        found.extend(_flatten(path, spec.space[path], None))
+    return tuple(found)
+
+
+def active(parameter: Parameter, point: Mapping[str, Scalar]) -> bool:
+    """True if the parameter exists at a point whose earlier parameters are known."""
+    return parameter.condition is None or point.get(parameter.condition[0]) == parameter.condition[1]
+
+
+def resolve(spec: ExperimentSpec, params: Mapping[str, Scalar]) -> TrainConfig:
+    """The complete configuration of the point `params`.
+
+    Raises:
+        InfeasiblePoint: the point makes no valid configuration; the message lists why.
+    """
+    document = spec.base.model_dump(mode="json")
+    for path in sorted(spec.space):
+        set_path(document, path, _value(path, spec.space[path], params))
+    return _validated(document)
+
+
+def baseline_configs(spec: ExperimentSpec) -> tuple[tuple[str, TrainConfig], ...]:
+    """Name and complete configuration of every baseline; raises InfeasiblePoint for one that is not valid."""
+    return tuple((baseline.name, baseline_config(spec, baseline.set)) for baseline in spec.baselines)
+
+
+def baseline_config(spec: ExperimentSpec, values: Mapping[str, Any]) -> TrainConfig:
+    """The base with some values set; raises InfeasiblePoint if that is not valid."""
+    document = spec.base.model_dump(mode="json")
+    for path, value in sorted(values.items()):
+        set_path(document, path, value)
+    return _validated(document)
+
+
+def path_problem(base: TrainConfig, path: str) -> tuple[str, tuple[str, ...]] | None:
+    """Why `path` does not exist in `base`, with the names that are possible at that place; None if it exists."""
+    place: Any = base
+    walked: list[str] = []
+    for part in path.split("."):
+        here = ".".join(walked) or "base"
+        if isinstance(place, Section):
+            names = tuple(type(place).model_fields)
+            if part not in names:
+                return f"{here} has no field {part[:80]!r}", names
+            place = getattr(place, part)
+        elif isinstance(place, dict):
+            place = place.get(part)  # keys of a mapping are checked with its values
+        elif isinstance(place, tuple):
+            if not (part.isascii() and part.isdigit() and int(part) < len(place)):
+                names = tuple(str(index) for index in range(len(place)))
+                return f"{here} is a list of {len(place)}; there is no {part[:80]!r}", names
+            place = place[int(part)]
+        elif place is None:
+            return f"base has {here}: null, so there is nothing inside", ()
+        else:
+            return f"{here} is a plain value; there is nothing inside", ()
+        walked.append(part)
+    return None
+
+
+def set_path(document: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the value at a dotted path of a dumped config; raises InfeasiblePoint if its parent is not there."""
+    *parents, last = path.split(".")
+    place: Any = document
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        if isinstance(place, list):
+            place[int(last)] = value
+        else:
+            place[last] = value
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InfeasiblePoint(f"there is no {path!r} in the configuration") from error
+
+
+def inner_domains(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The domains that stand inside an option's value: place -> domain as parsed JSON. Not those inside of them."""
+    if domain_kind(value) is not None:
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from inner_domains(value[key], (*place, key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from inner_domains(item, (*place, str(index)))
+
+
+def _flatten(name: str, domain: Any, condition: tuple[str, str] | None) -> Iterator[Parameter]:
+    yield Parameter(name=name, domain=domain, condition=condition)
+    if isinstance(domain, OptionsDomain):
+        for option in sorted(domain.options):
+            for place, inner in inner_domains(domain.options[option]):
+                inner_name = ".".join((name, option, *place))
+                yield from _flatten(inner_name, DOMAIN.validate_python(inner), (name, option))
+
+
+def _value(name: str, domain: Any, params: Mapping[str, Scalar]) -> Any:
+    if name not in params:
+        raise InfeasiblePoint(f"the point has no value for {name!r}")
+    chosen = params[name]
+    if not isinstance(domain, OptionsDomain):
+        return chosen
+    if chosen not in domain.options:
+        raise InfeasiblePoint(f"{name!r} has no option {chosen!r}; there are: {', '.join(sorted(domain.options))}")
+    return _filled(domain.options[str(chosen)], f"{name}.{chosen}", params)
+
+
+def _filled(value: Any, name: str, params: Mapping[str, Scalar]) -> Any:
+    """An option's value with every domain in it replaced by what the point says."""
+    if domain_kind(value) is not None:
+        return _value(name, DOMAIN.validate_python(value), params)
+    if isinstance(value, Mapping):
+        return {key: _filled(item, f"{name}.{key}", params) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(item, f"{name}.{index}", params) for index, item in enumerate(value)]
+    return value
+
+
+def _validated(document: dict[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        reasons = []
+        for problem in error.errors(include_url=False, include_context=False):
+            where = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            reasons.append(f"{where}: {message}" if where else message)
+        raise InfeasiblePoint("; ".join(reasons)) from error

@@ -1,0 +1,55 @@
+"""The append-only history: every change of state, arrival, decision and checkpoint, in one order."""
+
+from typing import Any
+
+from sqlalchemy import func, insert, select, text
+
+from orchestrator.store.finite import finite_json
+from orchestrator.store.models import EventRow
+from orchestrator.store.paging import check_limit
+from orchestrator.store.records import EventRecord
+from orchestrator.store.repository import Repository
+
+# Any number that nothing else in the database locks.
+_APPEND_LOCK = 0x65766E
+
+
+class Events(Repository):
+    """Writes and reads events."""
+
+    def add(
+        self,
+        kind: str,
+        *,
+        data: dict[str, Any],
+        experiment_id: str | None = None,
+        trial_id: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        """Appends an event to the current transaction."""
+        if self._connection.dialect.name == "postgresql":
+            # Sequences count up before the commit; without this lock a reader could see event 8 before event 7 and
+            # never ask for 7 again. It is the last lock a transaction takes, and goes with its end.
+            self._connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _APPEND_LOCK})
+        self._connection.execute(
+            insert(EventRow).values(
+                at_ms=self._now(),
+                kind=kind,
+                experiment_id=experiment_id,
+                trial_id=trial_id,
+                run_id=run_id,
+                data=finite_json(data),
+            )
+        )
+
+    def after(self, event_id: int, *, experiment_id: str | None = None, limit: int = 500) -> tuple[EventRecord, ...]:
+        """The first `limit` events with an id above `event_id`, oldest first; of one experiment if it is named."""
+        query = select(*EventRow.__table__.columns).where(EventRow.id > event_id)
+        if experiment_id is not None:
+            query = query.where(EventRow.experiment_id == experiment_id)
+        rows = self._connection.execute(query.order_by(EventRow.id).limit(check_limit(limit))).mappings()
+        return tuple(EventRecord(**row) for row in rows)
+
+    def last_id(self) -> int:
+        """The id of the newest event, 0 if there is none."""
+        return self._connection.execute(select(func.coalesce(func.max(EventRow.id), 0))).scalar_one()

@@ -1,0 +1,315 @@
+"""Experiments: submitting, listing, and who may drive one (lease and fencing epoch)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, tuple_, update
+
+from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition
+from orchestrator.search.space import baseline_configs
+from orchestrator.spec import ExperimentSpec
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
+from orchestrator.store.models import ExperimentRow, TrialRow
+from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor, page
+from orchestrator.store.records import ExperimentRecord, Page, Proposal, Submission, TrialKind
+from orchestrator.store.repository import Repository, missing
+
+_DRIVEN = (ExperimentState.RUNNING, ExperimentState.PAUSING, ExperimentState.CANCELLING)
+"""States in which an experiment has, or should have, a driver."""
+
+
+class Experiments(Repository):
+    """Writes and reads experiments. Methods with an `epoch` raise Fenced unless it is the current one."""
+
+    def submit(
+        self,
+        spec: ExperimentSpec,
+        *,
+        document: dict[str, Any],
+        warnings: Sequence[str] = (),
+        key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> Submission:
+        """Queues an experiment, with its baselines as its first trials.
+
+        Args:
+            document: what the user sent.
+            key: the Idempotency-Key; the same key again returns the experiment that is there.
+            fingerprint: hash of the request's body, to tell a repetition from another request under an old key.
+
+        Raises:
+            IdempotencyKeyReused: the key came with another fingerprint before.
+        """
+        if key is not None:
+            there = self._connection.execute(
+                select(ExperimentRow.id, ExperimentRow.idempotency_fingerprint).where(
+                    ExperimentRow.idempotency_key == key
+                )
+            ).one_or_none()
+            if there is not None:
+                if there.idempotency_fingerprint != fingerprint:
+                    raise IdempotencyKeyReused(
+                        f"key {key[:80]!r} was used for another request before ({there.id}); take a new key"
+                    )
+                return Submission(experiment=self.get(there.id), replayed=True)
+        now = self._now()
+        experiment_id = self._work.ids.new("exp")
+        self._connection.execute(
+            insert(ExperimentRow).values(
+                id=experiment_id,
+                name=spec.name,
+                state=ExperimentState.QUEUED.value,
+                reason="waiting for the orchestrator",
+                since_ms=now,
+                document=document,
+                spec=spec.model_dump(mode="json"),
+                warnings=list(warnings),
+                idempotency_key=key,
+                idempotency_fingerprint=fingerprint,
+                created_at_ms=now,
+            )
+        )
+        self._work.events.add(
+            "experiment.state",
+            experiment_id=experiment_id,
+            data={"from": None, "to": ExperimentState.QUEUED.value, "name": spec.name},
+        )
+        for number, (label, config) in enumerate(baseline_configs(spec)):
+            self._work.trials.insert(
+                experiment_id,
+                number=number,
+                kind=TrialKind.BASELINE,
+                label=label,
+                batch=None,
+                epoch=0,
+                sequence=0,
+                proposal=Proposal(params={}, config=config),
+            )
+        return Submission(experiment=self.get(experiment_id), replayed=False)
+
+    def get(self, experiment_id: str) -> ExperimentRecord:
+        """The experiment; raises NotFound."""
+        records = self._records(ExperimentRow.id == experiment_id)
+        if not records:
+            raise missing("experiment", experiment_id)
+        return records[0]
+
+    def list(
+        self, *, limit: int = 50, cursor: str | None = None, state: ExperimentState | None = None
+    ) -> Page[ExperimentRecord]:
+        """A page of experiments, newest first; only those in `state` if it is given. Raises InvalidCursor."""
+        check_limit(limit)
+        where: list[ColumnElement[bool]] = []
+        if cursor is not None:
+            at, key = decode_cursor(cursor)
+            where.append(tuple_(ExperimentRow.created_at_ms, ExperimentRow.id) < tuple_(at, key))
+        if state is not None:
+            where.append(ExperimentRow.state == state.value)
+        records = self._records(*where, limit=limit + 1)
+        return page(records, limit, [encode_cursor(record.created_at_ms, record.id) for record in records])
+
+    def claimable(self) -> tuple[str, ...]:
+        """Ids of the experiments that need a driver: queued, or their driver's lease is dead. Oldest first."""
+        time = self._work.lease_time()
+        dead = or_(
+            ExperimentRow.lease_until_ms.is_(None),
+            ExperimentRow.lease_boot_id != time.boot_id,
+            ExperimentRow.lease_until_ms <= time.ms,
+        )
+        query = (
+            select(ExperimentRow.id)
+            .where(
+                or_(
+                    ExperimentRow.state == ExperimentState.QUEUED.value,
+                    and_(ExperimentRow.state.in_([state.value for state in _DRIVEN]), dead),
+                )
+            )
+            .order_by(ExperimentRow.created_at_ms, ExperimentRow.id)
+        )
+        return tuple(self._connection.execute(query).scalars())
+
+    def claim(self, experiment_id: str, *, owner: str, ttl_s: float) -> int | None:
+        """Takes an experiment that needs a driver, and returns the epoch that its driver writes under from now on.
+
+        The old driver, should it still be there, is fenced off by this: its epoch is no longer current.
+
+        Args:
+            owner: who takes it, in words for people.
+            ttl_s: how long the lease lives without being renewed.
+
+        Returns:
+            The new epoch, or None if the experiment needs no driver (another one was faster).
+        """
+        row = self._lock(experiment_id)
+        time = self._work.lease_time()
+        state = ExperimentState(row.state)
+        is_live = row.lease_boot_id == time.boot_id and (row.lease_until_ms or 0) > time.ms
+        if state is not ExperimentState.QUEUED and (state not in _DRIVEN or is_live):
+            return None
+        epoch: int = row.epoch + 1
+        lease = {
+            "epoch": epoch,
+            "lease_owner": owner,
+            "lease_until_ms": time.ms + int(ttl_s * 1000),
+            "lease_boot_id": time.boot_id,
+        }
+        if state is ExperimentState.QUEUED:
+            self._move(
+                experiment_id,
+                state,
+                ExperimentState.RUNNING,
+                reason="",
+                experiment_id=experiment_id,
+                values=lease,
+                note={"epoch": epoch},
+            )
+        else:
+            self._connection.execute(update(ExperimentRow).where(ExperimentRow.id == experiment_id).values(**lease))
+            self._work.events.add(
+                "experiment.takeover", experiment_id=experiment_id, data={"epoch": epoch, "owner": owner}
+            )
+        return epoch
+
+    def renew(self, experiment_id: str, *, epoch: int, ttl_s: float) -> ExperimentState:
+        """Keeps the lease alive for another `ttl_s`; returns the experiment's state, e.g. that it is to be cancelled."""
+        row = self._lock(experiment_id, epoch)
+        time = self._work.lease_time()
+        self._connection.execute(
+            update(ExperimentRow)
+            .where(ExperimentRow.id == experiment_id, ExperimentRow.epoch == epoch)
+            .values(lease_until_ms=time.ms + int(ttl_s * 1000), lease_boot_id=time.boot_id)
+        )
+        return ExperimentState(row.state)
+
+    def release(self, experiment_id: str, *, epoch: int) -> None:
+        """Ends the lease at once, so that the experiment can be claimed without waiting for its end."""
+        self._lock(experiment_id, epoch)
+        self._connection.execute(
+            update(ExperimentRow)
+            .where(ExperimentRow.id == experiment_id, ExperimentRow.epoch == epoch)
+            .values(lease_owner=None, lease_until_ms=None, lease_boot_id=None)
+        )
+
+    def hold(self, experiment_id: str, epoch: int) -> ExperimentState:
+        """Locks the experiment for the rest of the transaction and returns its state.
+
+        Every write of a driver starts with this: it is the fence, and it makes writers of one experiment take turns.
+
+        Raises:
+            Fenced: `epoch` is not the current one, or the experiment has ended.
+        """
+        state = ExperimentState(self._lock(experiment_id, epoch).state)
+        if is_terminal(state):
+            raise Fenced(f"experiment {experiment_id} is {state.value}; nothing more is written to it")
+        return state
+
+    def next_sequence(self, experiment_id: str) -> int:
+        """The next number of what happens in this experiment. The caller holds it."""
+        return self._connection.execute(
+            update(ExperimentRow)
+            .where(ExperimentRow.id == experiment_id)
+            .values(sequence=ExperimentRow.sequence + 1)
+            .returning(ExperimentRow.sequence)
+        ).scalar_one()
+
+    def settle(self, experiment_id: str, *, epoch: int, state: ExperimentState, reason: str = "") -> None:
+        """Ends (or pauses) a driven experiment and its lease.
+
+        Cancelled and failed experiments take their unsettled trials and live runs with them.
+
+        Raises:
+            IllegalTransition: not from the present state, or trials are left of an experiment said to be completed.
+        """
+        current = self.hold(experiment_id, epoch)
+        self._end(experiment_id, current, state, reason=reason)
+
+    def request_cancel(self, experiment_id: str, *, reason: str = "cancelled by the user") -> ExperimentRecord:
+        """Asks for an experiment to be cancelled; asking again changes nothing.
+
+        What nobody drives is cancelled at once, else the driver stops its trials first.
+
+        Raises:
+            NotFound: there is no such experiment.
+            IllegalTransition: it has completed or failed.
+        """
+        state = ExperimentState(self._lock(experiment_id).state)
+        if state in (ExperimentState.CANCELLING, ExperimentState.CANCELLED):
+            return self.get(experiment_id)
+        self._work.commands.add(experiment_id, "cancel")
+        if state in (ExperimentState.QUEUED, ExperimentState.PAUSED):
+            self._end(experiment_id, state, ExperimentState.CANCELLED, reason=reason)
+        else:
+            self._move(experiment_id, state, ExperimentState.CANCELLING, reason=reason, experiment_id=experiment_id)
+        return self.get(experiment_id)
+
+    def set_mlflow_experiment(self, experiment_id: str, mlflow_experiment_id: str) -> None:
+        """Notes which MLflow experiment holds the trials."""
+        self._connection.execute(
+            update(ExperimentRow)
+            .where(ExperimentRow.id == experiment_id)
+            .values(mlflow_experiment_id=mlflow_experiment_id)
+        )
+
+    def _end(self, experiment_id: str, current: ExperimentState, following: ExperimentState, *, reason: str) -> None:
+        values: dict[str, Any] = {"lease_owner": None, "lease_until_ms": None, "lease_boot_id": None}
+        if is_terminal(following):
+            values["finished_at_ms"] = self._now()
+            open_trials = self._work.trials.unsettled(experiment_id)
+            if open_trials and following is ExperimentState.COMPLETED:
+                first = open_trials[0]
+                raise IllegalTransition(
+                    f"experiment {experiment_id} cannot be completed: trial {first.number} is {first.state.value}"
+                )
+            self._cancel_open(experiment_id, reason)
+        self._move(experiment_id, current, following, reason=reason, experiment_id=experiment_id, values=values)
+        if following is ExperimentState.CANCELLED:
+            self._work.commands.settle(experiment_id, "cancel", applied=True)
+        elif is_terminal(following):
+            self._work.commands.settle(
+                experiment_id, "cancel", applied=False, reason=f"the experiment had {following.value} already"
+            )
+
+    def _cancel_open(self, experiment_id: str, reason: str) -> None:
+        for run in self._work.runs.live(experiment_id):
+            self._work.runs.end(run, RunState.CANCELLED, cause=Cause.USER, reason=reason)
+        for trial in self._work.trials.unsettled(experiment_id):
+            self._work.trials.end(trial, TrialState.CANCELLED, cause=Cause.USER, reason=reason)
+
+    def _lock(self, experiment_id: str, epoch: int | None = None) -> Any:
+        """The row's state, epoch and lease, locked until the transaction ends; Fenced if `epoch` is not the current."""
+        row = self._connection.execute(
+            select(ExperimentRow.state, ExperimentRow.epoch, ExperimentRow.lease_boot_id, ExperimentRow.lease_until_ms)
+            .where(ExperimentRow.id == experiment_id)
+            .with_for_update()  # PostgreSQL; SQLite's writers hold the whole file already
+        ).one_or_none()
+        if row is None:
+            raise missing("experiment", experiment_id)
+        if epoch is not None and row.epoch != epoch:
+            raise Fenced(f"epoch {epoch} of experiment {experiment_id} is over; the current one is {row.epoch}")
+        return row
+
+    def _records(self, *where: ColumnElement[bool], limit: int | None = None) -> tuple[ExperimentRecord, ...]:
+        query = (
+            select(*ExperimentRow.__table__.columns)
+            .where(*where)
+            .order_by(ExperimentRow.created_at_ms.desc(), ExperimentRow.id.desc())
+        )
+        rows = self._connection.execute(query if limit is None else query.limit(limit)).mappings().all()
+        counts: dict[str, dict[TrialState, int]] = {row["id"]: {} for row in rows}
+        for experiment_id, state, count in self._connection.execute(
+            select(TrialRow.experiment_id, TrialRow.state, func.count())
+            .where(TrialRow.experiment_id.in_(counts))
+            .group_by(TrialRow.experiment_id, TrialRow.state)
+        ):
+            counts[experiment_id][TrialState(state)] = count
+        records: list[ExperimentRecord] = []
+        for row in rows:
+            fields = dict(row)
+            del fields["idempotency_key"], fields["idempotency_fingerprint"]
+            fields |= {
+                "state": ExperimentState(row["state"]),
+                "warnings": tuple(row["warnings"]),
+                "trial_counts": counts[row["id"]],
+            }
+            records.append(ExperimentRecord(**fields))
+        return tuple(records)

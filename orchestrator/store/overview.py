@@ -1,0 +1,165 @@
+"""What lists of experiments and trials show beside the rows themselves, a page at a time and never row by row."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select
+
+from orchestrator.states import RunState, TrialState
+from orchestrator.store.models import RunRow, TrialRow
+from orchestrator.store.records import TrialKind
+
+_LIVE = (RunState.STARTING.value, RunState.RUNNING.value)
+_OPEN = (TrialState.QUEUED.value, TrialState.RUNNING.value, TrialState.RETRYING.value)
+_ENDED_BY_TRAINING = (TrialState.COMPLETED.value, TrialState.PRUNED.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewestRun:
+    """The newest run of a trial, and how many there were."""
+
+    run_id: str
+    is_live: bool
+    progress: dict[str, Any] | None
+    num_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The completed trial of a search with the best objective."""
+
+    trial_id: str
+    number: int
+    objective: float
+    objective_tokens: int | None
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast an experiment's trials go.
+
+    Attributes:
+        live: progress of each live run (None: it has not reported yet).
+        num_waiting: trials that are neither running nor over.
+        mean_duration_s: wall time from start to end of the trials that completed or were pruned; None without any.
+    """
+
+    live: tuple[dict[str, Any] | None, ...]
+    num_waiting: int
+    mean_duration_s: float | None
+
+
+def newest_runs(connection: Connection, trial_ids: Collection[str]) -> dict[str, NewestRun]:
+    """Trial id -> its newest run, for those of `trial_ids` that have one."""
+    if not trial_ids:
+        return {}
+    newest = (
+        select(RunRow.trial_id, func.max(RunRow.number).label("number"), func.count().label("num_runs"))
+        .where(RunRow.trial_id.in_(trial_ids))
+        .group_by(RunRow.trial_id)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(RunRow.trial_id, RunRow.id, RunRow.state, RunRow.progress, newest.c.num_runs).join(
+            newest, and_(RunRow.trial_id == newest.c.trial_id, RunRow.number == newest.c.number)
+        )
+    )
+    return {
+        row.trial_id: NewestRun(run_id=row.id, is_live=row.state in _LIVE, progress=row.progress, num_runs=row.num_runs)
+        for row in rows
+    }
+
+
+def num_spikes(connection: Connection, experiment_ids: Collection[str]) -> dict[str, int]:
+    """Experiment id -> spikes over the newest runs of its trials."""
+    counts = dict.fromkeys(experiment_ids, 0)
+    if not counts:
+        return counts
+    newest = (
+        select(RunRow.trial_id, func.max(RunRow.number).label("number"))
+        .join(TrialRow, TrialRow.id == RunRow.trial_id)
+        .where(TrialRow.experiment_id.in_(counts))
+        .group_by(RunRow.trial_id)
+        .subquery()
+    )
+    spikes = func.coalesce(func.sum(RunRow.progress["num_spikes"].as_integer()), 0)
+    rows = connection.execute(
+        select(TrialRow.experiment_id, spikes)
+        .join(RunRow, RunRow.trial_id == TrialRow.id)
+        .join(newest, and_(RunRow.trial_id == newest.c.trial_id, RunRow.number == newest.c.number))
+        .group_by(TrialRow.experiment_id)
+    )
+    return counts | {experiment_id: int(count) for experiment_id, count in rows}
+
+
+def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[str, Best]:
+    """Experiment id -> its best completed search trial; the earlier one of equals.
+
+    Args:
+        maximize: experiment id -> whether a larger objective is better.
+    """
+    best: dict[str, Best] = {}
+    for larger_is_better in (False, True):
+        ids = [experiment_id for experiment_id, larger in maximize.items() if larger is larger_is_better]
+        order = TrialRow.objective.desc() if larger_is_better else TrialRow.objective.asc()
+        ranked = (
+            select(
+                TrialRow.id,
+                func.row_number()
+                .over(partition_by=TrialRow.experiment_id, order_by=(order, TrialRow.number))
+                .label("place"),
+            )
+            .where(
+                TrialRow.experiment_id.in_(ids),
+                TrialRow.kind == TrialKind.SEARCH.value,
+                TrialRow.state == TrialState.COMPLETED.value,
+                TrialRow.objective.is_not(None),
+            )
+            .subquery()
+        )
+        rows = connection.execute(
+            select(
+                TrialRow.experiment_id,
+                TrialRow.id,
+                TrialRow.number,
+                TrialRow.objective,
+                TrialRow.objective_tokens,
+                TrialRow.params,
+            )
+            .join(ranked, ranked.c.id == TrialRow.id)
+            .where(ranked.c.place == 1)
+        )
+        for row in rows:
+            best[row.experiment_id] = Best(
+                trial_id=row.id,
+                number=row.number,
+                objective=row.objective,
+                objective_tokens=row.objective_tokens,
+                params=row.params,
+            )
+    return best
+
+
+def pace(connection: Connection, experiment_id: str) -> Pace:
+    """How fast the trials of one experiment go."""
+    live = connection.execute(
+        select(RunRow.progress)
+        .join(TrialRow, TrialRow.id == RunRow.trial_id)
+        .where(TrialRow.experiment_id == experiment_id, RunRow.state.in_(_LIVE))
+    ).scalars()
+    progress = tuple(live)
+    num_open = connection.execute(
+        select(func.count()).where(TrialRow.experiment_id == experiment_id, TrialRow.state.in_(_OPEN))
+    ).scalar_one()
+    mean_ms = connection.execute(
+        select(func.avg(TrialRow.finished_at_ms - TrialRow.started_at_ms)).where(
+            TrialRow.experiment_id == experiment_id, TrialRow.state.in_(_ENDED_BY_TRAINING)
+        )
+    ).scalar_one()
+    return Pace(
+        live=progress,
+        num_waiting=max(0, num_open - len(progress)),
+        mean_duration_s=None if mean_ms is None else float(mean_ms) / 1000,
+    )

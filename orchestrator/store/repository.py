@@ -1,0 +1,70 @@
+"""What all repositories share: the connection, the clock, and the one way to change a state."""
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import update
+
+from orchestrator.errors import IllegalTransition, NotFound
+from orchestrator.states import ExperimentState, RunState, State, TrialState, check_transition
+from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
+
+if TYPE_CHECKING:
+    from orchestrator.store.work import Work
+
+_ROWS: dict[type[State], tuple[str, type[ExperimentRow] | type[TrialRow] | type[RunRow]]] = {
+    ExperimentState: ("experiment", ExperimentRow),
+    TrialState: ("trial", TrialRow),
+    RunState: ("run", RunRow),
+}
+
+
+class Repository:
+    """A table's questions and changes within one unit of work. Repositories never commit."""
+
+    def __init__(self, work: "Work") -> None:
+        self._work = work
+        self._connection = work.connection
+
+    def _now(self) -> int:
+        return self._work.clock()
+
+    def _move(
+        self,
+        entity_id: str,
+        current: State,
+        following: State,
+        *,
+        reason: str,
+        experiment_id: str,
+        trial_id: str | None = None,
+        values: dict[str, Any] | None = None,
+        note: dict[str, Any] | None = None,
+    ) -> None:
+        """Changes a state: one UPDATE guarded by the old state, and one event.
+
+        Args:
+            values: further columns to set.
+            note: further fields of the event's data.
+        """
+        check_transition(current, following)
+        word, row = _ROWS[type(current)]
+        now = self._now()
+        changed = self._connection.execute(
+            update(row)
+            .where(row.id == entity_id, row.state == current.value)
+            .values(state=following.value, reason=reason, since_ms=now, **(values or {}))
+        ).rowcount
+        if changed != 1:
+            raise IllegalTransition(f"{word} {entity_id} is no longer {current.value}; read it again")
+        self._work.events.add(
+            f"{word}.state",
+            experiment_id=experiment_id,
+            trial_id=entity_id if word == "trial" else trial_id,
+            run_id=entity_id if word == "run" else None,
+            data={"from": current.value, "to": following.value, "reason": reason} | (note or {}),
+        )
+
+
+def missing(word: str, entity_id: str) -> NotFound:
+    """The error for an id that nothing has."""
+    return NotFound(f"there is no {word} {entity_id[:80]!r}")

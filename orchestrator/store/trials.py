@@ -1,0 +1,297 @@
+"""Trials: proposed once each, settled once each, and the history that proposals are made from."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, insert, select, update
+
+from orchestrator.errors import IllegalTransition
+from orchestrator.states import Cause, RunState, TrialState, is_terminal
+from orchestrator.store.finite import finite_json, finite_number
+from orchestrator.store.models import ExperimentRow, TrialRow
+from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor, page
+from orchestrator.store.records import Page, Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
+from orchestrator.store.repository import Repository, missing
+
+_OPEN = (TrialState.QUEUED, TrialState.RUNNING, TrialState.RETRYING)
+
+
+class Trials(Repository):
+    """Writes and reads trials. Methods with an `epoch` raise Fenced unless it is the current one."""
+
+    def propose(
+        self,
+        experiment_id: str,
+        *,
+        epoch: int,
+        choose: Callable[[int, Sequence[TrialRecord]], Proposal | None],
+    ) -> TrialRecord | None:
+        """Asks `choose` for the next trial and records it.
+
+        `choose(number, history)` is called inside the transaction, so that the history it sees is exactly what is
+        recorded before the new trial. A proposal without a config is recorded as infeasible, which it then is for good.
+
+        Args:
+            choose: gets the new trial's number and all trials before it (baselines too) in order of number; returns
+                None when there is nothing more to propose.
+        """
+        self._work.experiments.hold(experiment_id, epoch)
+        history = self.history(experiment_id)
+        number = len(history)
+        proposal = choose(number, history)
+        if proposal is None:
+            return None
+        trial_id = self.insert(
+            experiment_id,
+            number=number,
+            kind=TrialKind.SEARCH,
+            label=None,
+            batch=self._batch(experiment_id, number - sum(trial.kind is TrialKind.BASELINE for trial in history)),
+            epoch=epoch,
+            sequence=self._work.experiments.next_sequence(experiment_id),
+            proposal=proposal,
+        )
+        trial = self.get(trial_id)
+        if proposal.config is None:
+            self.end(trial, TrialState.INFEASIBLE, cause=Cause.INVALID_CONFIG, reason=proposal.problem or "")
+        return self.get(trial_id)
+
+    def history(self, experiment_id: str) -> tuple[TrialRecord, ...]:
+        """Every trial of the experiment with its rungs, in order of number."""
+        return self._records(TrialRow.experiment_id == experiment_id)
+
+    def get(self, trial_id: str) -> TrialRecord:
+        """The trial with its rungs; raises NotFound."""
+        records = self._records(TrialRow.id == trial_id)
+        if not records:
+            raise missing("trial", trial_id)
+        return records[0]
+
+    def list(self, experiment_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[TrialRecord]:
+        """A page of an experiment's trials, in order of number. Raises InvalidCursor."""
+        check_limit(limit)
+        after = -1 if cursor is None else decode_cursor(cursor)[0]
+        records = self._records(TrialRow.experiment_id == experiment_id, TrialRow.number > after, limit=limit + 1)
+        return page(records, limit, [encode_cursor(record.number) for record in records])
+
+    def unsettled(self, experiment_id: str) -> tuple[TrialRecord, ...]:
+        """The trials that have not ended, in order of number."""
+        return self._records(
+            TrialRow.experiment_id == experiment_id, TrialRow.state.in_([state.value for state in _OPEN])
+        )
+
+    def waiting(self, experiment_id: str) -> tuple[TrialRecord, ...]:
+        """The trials that have not ended and have no live run: what a driver has to start, in order of number."""
+        live = {run.trial_id for run in self._work.runs.live(experiment_id)}
+        return tuple(trial for trial in self.unsettled(experiment_id) if trial.id not in live)
+
+    def settle(
+        self,
+        trial_id: str,
+        *,
+        epoch: int,
+        state: TrialState,
+        cause: Cause | None = None,
+        reason: str = "",
+        objective: float | None = None,
+        objective_tokens: int | None = None,
+        summary: dict[str, Any] | None = None,
+    ) -> TrialRecord:
+        """Ends a trial whose runs have ended. Settling it again the same way changes nothing.
+
+        Args:
+            objective: the objective's value; what is not finite is stored as absent.
+
+        Raises:
+            IllegalTransition: the trial ended otherwise before, or one of its runs is still live.
+        """
+        trial = self.get(trial_id)
+        self._work.experiments.hold(trial.experiment_id, epoch)
+        trial = self.get(trial_id)
+        if trial.state is state and is_terminal(state):
+            return trial
+        live = [run for run in self._work.runs.of_trial(trial_id) if run.state in (RunState.STARTING, RunState.RUNNING)]
+        if live:
+            raise IllegalTransition(f"trial {trial_id} cannot end: its run {live[0].id} is {live[0].state.value}")
+        self.end(
+            trial,
+            state,
+            cause=cause,
+            reason=reason,
+            values={
+                "epoch": epoch,
+                "objective": finite_number(objective),
+                "objective_tokens": objective_tokens if finite_number(objective) is not None else None,
+                "summary": finite_json(summary),
+            },
+        )
+        return self.get(trial_id)
+
+    def lose_runs(
+        self,
+        experiment_id: str,
+        *,
+        epoch: int,
+        reason: str,
+        run_ids: Collection[str] | None = None,
+        counts: bool = True,
+    ) -> tuple[RunRecord, ...]:
+        """Marks live runs as lost and says what becomes of their trials.
+
+        A trial goes on to be retried; it fails once its retries are used up; and it is pruned if a rung had already
+        decided so.
+
+        Args:
+            run_ids: which of the experiment's live runs; None for all of them.
+            counts: whether this uses up a retry. False where the driver was lost and the trials only went with it.
+
+        Returns:
+            The runs that were lost by this call.
+        """
+        self._work.experiments.hold(experiment_id, epoch)
+        max_retries: int = self._spec(experiment_id)["max_retries"]
+        lost = [run for run in self._work.runs.live(experiment_id) if run_ids is None or run.id in run_ids]
+        for run in lost:
+            self._work.runs.end(run, RunState.LOST, cause=Cause.PROCESS_LOST, reason=reason)
+            trial = self.get(run.trial_id)
+            stopped = [rung for rung in trial.rungs if rung.decision is RungDecision.STOP]
+            num_retries = trial.num_retries + int(counts)
+            if stopped:
+                self.end(
+                    trial,
+                    TrialState.PRUNED,
+                    cause=Cause.ASHA,
+                    reason=stopped[-1].explanation or "",
+                    values={"epoch": epoch, "objective": stopped[-1].value, "objective_tokens": stopped[-1].tokens},
+                )
+            elif num_retries > max_retries:
+                self.end(
+                    trial,
+                    TrialState.FAILED,
+                    cause=Cause.RETRIES_EXHAUSTED,
+                    reason=f"lost {num_retries} times, max_retries={max_retries}; the last time: {reason}",
+                    values={"epoch": epoch},
+                )
+            else:
+                self._move(
+                    trial.id,
+                    trial.state,
+                    TrialState.RETRYING,
+                    reason=reason,
+                    experiment_id=experiment_id,
+                    values={"epoch": epoch, "num_retries": num_retries, "cause": Cause.PROCESS_LOST.value},
+                )
+        return tuple(self._work.runs.get(run.id) for run in lost)
+
+    def insert(
+        self,
+        experiment_id: str,
+        *,
+        number: int,
+        kind: TrialKind,
+        label: str | None,
+        batch: int | None,
+        epoch: int,
+        sequence: int,
+        proposal: Proposal,
+    ) -> str:
+        """Adds a queued trial within a transaction that holds the experiment (or created it); returns its id."""
+        trial_id = self._work.ids.new("trl")
+        now = self._now()
+        config = proposal.config
+        self._connection.execute(
+            insert(TrialRow).values(
+                id=trial_id,
+                experiment_id=experiment_id,
+                number=number,
+                kind=kind.value,
+                label=label,
+                batch=batch,
+                state=TrialState.QUEUED.value,
+                reason="waiting for a free place in the cluster",
+                since_ms=now,
+                epoch=epoch,
+                params=proposal.params,
+                config=None if config is None else config.model_dump(mode="json"),
+                config_fingerprint=None if config is None else config.fingerprint(),
+                asked_sequence=sequence,
+                created_at_ms=now,
+            )
+        )
+        self._work.events.add(
+            "trial.proposed",
+            experiment_id=experiment_id,
+            trial_id=trial_id,
+            data={"number": number, "kind": kind.value, "label": label, "params": proposal.params},
+        )
+        return trial_id
+
+    def begin(self, trial: TrialRecord, epoch: int) -> None:
+        """Makes a trial running, as its run starts. The caller holds the experiment."""
+        values: dict[str, Any] = {"epoch": epoch, "cause": None}
+        if trial.started_at_ms is None:
+            values["started_at_ms"] = self._now()
+        if trial.state is not TrialState.RUNNING:
+            self._move(
+                trial.id, trial.state, TrialState.RUNNING, reason="", experiment_id=trial.experiment_id, values=values
+            )
+        else:
+            self._connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(**values))
+
+    def end(
+        self,
+        trial: TrialRecord,
+        state: TrialState,
+        *,
+        cause: Cause | None,
+        reason: str,
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        """Makes a trial terminal. The caller holds the experiment."""
+        self._move(
+            trial.id,
+            trial.state,
+            state,
+            reason=reason,
+            experiment_id=trial.experiment_id,
+            values={
+                "cause": None if cause is None else cause.value,
+                "finished_at_ms": self._now(),
+                "finished_sequence": self._work.experiments.next_sequence(trial.experiment_id),
+            }
+            | (values or {}),
+            note={"number": trial.number, "cause": cause},
+        )
+
+    def _batch(self, experiment_id: str, search_index: int) -> int | None:
+        spec = self._spec(experiment_id)
+        return search_index // spec["batch_size"] if spec["synchronous"] else None
+
+    def _spec(self, experiment_id: str) -> dict[str, Any]:
+        return self._connection.execute(
+            select(ExperimentRow.spec).where(ExperimentRow.id == experiment_id)
+        ).scalar_one()
+
+    def _records(self, *where: ColumnElement[bool], limit: int | None = None) -> tuple[TrialRecord, ...]:
+        query = select(*TrialRow.__table__.columns).where(*where).order_by(TrialRow.experiment_id, TrialRow.number)
+        rows = self._connection.execute(query if limit is None else query.limit(limit)).mappings().all()
+        # A page names its trials; a whole history may have more of them than a statement takes parameters.
+        rungs = self._work.rungs.of_trials(*where if limit is None else (TrialRow.id.in_([row["id"] for row in rows]),))
+        return tuple(
+            TrialRecord(
+                **dict(row)
+                | {
+                    "kind": TrialKind(row["kind"]),
+                    "state": TrialState(row["state"]),
+                    "cause": None if row["cause"] is None else Cause(row["cause"]),
+                    "rungs": tuple(rungs.get(row["id"], ())),
+                }
+            )
+            for row in rows
+        )
+
+    def count(self, experiment_id: str) -> int:
+        """How many trials the experiment has by now."""
+        return self._connection.execute(
+            select(func.count()).select_from(TrialRow).where(TrialRow.experiment_id == experiment_id)
+        ).scalar_one()
