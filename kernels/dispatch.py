@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import os
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -34,7 +35,7 @@ def choose_backend(
 
     Raises:
         ValueError: `requested` is unknown, not implemented for `op`, or a fast path that cannot take the input.
-        BackendUnavailable: "triton" was asked for and triton is not installed.
+        BackendUnavailable: "triton" was asked for and is not installed, or has no device to run on.
     """
     if requested not in get_args(Backend) or (requested != "auto" and requested not in implemented):
         raise ValueError(f"backend={requested!r} is not available for {op}; choose one of {('auto', *implemented)}")
@@ -44,6 +45,11 @@ def choose_backend(
         raise BackendUnavailable(
             f"backend='triton' of {op} needs the triton package, which is not installed; "
             "install triton>=3.6 or choose 'torch'"
+        )
+    if requested == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BackendUnavailable(
+            f"backend='triton' of {op} cannot run on the CPU; choose 'torch', "
+            "or set TRITON_INTERPRET=1 before the first import of triton to run it in Triton's interpreter"
         )
     if requested != "auto":
         chosen: Implementation = requested

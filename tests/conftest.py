@@ -5,16 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 # Child processes (workers, servers) import the checkout too, and every trial computes on one thread.
 os.environ["PYTHONPATH"] = str(CHECKOUT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton decides at its first import whether its kernels are interpreted; without a GPU they have to be.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # An own home by default: no test may touch the user's experiments.
 os.environ.pop("EVENLOAD_URL", None)
 os.environ.pop("EVENLOAD_TOKEN", None)
 os.environ.pop("EVENLOAD_DATABASE_URL", None)
+
+# The same examples on every machine, and no verdict by the clock of a busy one.
+settings.register_profile("evenload", deadline=None, derandomize=True)
+settings.load_profile("evenload")
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def grouped_swiglu(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
     """
-    if torch.is_autocast_enabled(x_ND.device.type) and x_ND.dtype != torch.float64:
+    if _autocasts(x_ND):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND = x_ND.to(dtype)
         gate_weight_EDF, up_weight_EDF = gate_weight_EDF.to(dtype), up_weight_EDF.to(dtype)
@@ -56,6 +56,12 @@ def grouped_swiglu(
     )
     implementation = grouped_swiglu_torch if chosen == "torch" else grouped_swiglu_reference
     return implementation(x_ND, gate_weight_EDF, up_weight_EDF, down_weight_EFD, offsets_E)
+
+
+def _autocasts(x_ND: Tensor) -> bool:
+    device_type = x_ND.device.type
+    available = torch.amp.is_autocast_available(device_type)  # not on "meta"; asking whether it is enabled would raise
+    return available and torch.is_autocast_enabled(device_type) and x_ND.dtype != torch.float64
 
 
 def _check(

@@ -1,0 +1,92 @@
+"""A routed layer never makes the host wait for the device, and no shape in it depends on data."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import grouped_swiglu, permute, route, unpermute
+
+# Operators that copy a value to the host, or need one there to know the size of their result.
+SYNCHRONISING = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::bincount",
+    "aten::unique_dim",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::repeat_interleave",
+}
+
+
+class RefuseSynchronisation(TorchDispatchMode):
+    """Raises on the first operator that would synchronise; remembers what ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.name().split(".")[0]
+        self.seen.add(name)
+        if name in SYNCHRONISING:
+            raise AssertionError(f"{name} makes the host wait for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def forward_and_backward(*, device: str, dtype: torch.dtype, score: str, bias: bool, normalize: bool) -> torch.Tensor:
+    """Runs one MoE layer with both auxiliary losses; returns the gradient of its input."""
+    x_TD = torch.randn(24, 16, device=device, dtype=dtype, requires_grad=True)
+    router_DE = torch.randn(16, 6, device=device, dtype=dtype, requires_grad=True)
+    gate_EDF, up_EDF = (torch.randn(6, 16, 8, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+    down_EFD = torch.randn(6, 8, 16, device=device, dtype=dtype, requires_grad=True)
+    routing = route(
+        x_TD @ router_DE,
+        top_k=2,
+        score=score,
+        normalize=normalize,
+        selection_bias_E=torch.zeros(6, device=device) if bias else None,
+    )
+    y_ND = grouped_swiglu(permute(x_TD, routing), gate_EDF, up_EDF, down_EFD, routing.offsets_E)
+    out_TD = unpermute(y_ND, routing, routing.weights_TK)
+    total = routing.stats.combine(routing.stats)
+    assert total.stats_S.shape == routing.stats.stats_S.shape
+    loss = out_TD.float().square().sum() + routing.prob_sum_E.square().sum() + routing.z_sum
+    (dx_TD, *_) = torch.autograd.grad(loss, (x_TD, router_DE, gate_EDF, up_EDF, down_EFD))
+    return dx_TD
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_no_operator_synchronises(score: str, bias: bool, normalize: bool) -> None:
+    with RefuseSynchronisation() as mode:
+        forward_and_backward(device="cpu", dtype=torch.float32, score=score, bias=bias, normalize=normalize)
+    assert "aten::_grouped_mm" in mode.seen  # the mode saw the layer, forward and backward
+    assert "aten::_embedding_bag_per_sample_weights_backward" in mode.seen
+
+
+def test_the_guard_notices_the_reference() -> None:
+    with pytest.raises(AssertionError, match="makes the host wait"), RefuseSynchronisation():
+        route(torch.zeros(4, 3), top_k=1, normalize=True, backend="reference").counts_E[0].item()
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_runs_on_tensors_without_data(score: str) -> None:
+    with FakeTensorMode():
+        dx_TD = forward_and_backward(device="cpu", dtype=torch.bfloat16, score=score, bias=True, normalize=True)
+    assert dx_TD.shape == (24, 16)
+
+
+def test_everything_stays_on_the_device_of_the_logits() -> None:
+    # Tensors on "meta" refuse to meet tensors on the CPU, so one forgotten device argument fails here without a GPU.
+    dx_TD = forward_and_backward(device="meta", dtype=torch.bfloat16, score="sigmoid", bias=True, normalize=True)
+    assert dx_TD.device.type == "meta"
