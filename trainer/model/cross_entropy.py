@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Logits per chunk: 4 MiB in float32, about a core's cache; 256 MiB where launches must be few and large."""
-_MIN_CHUNK_TOKENS = 64
+from trainer.model.size import head_chunk_tokens
 
 
 def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor
     compute_dtype = hidden_TD.dtype
     if torch.is_autocast_enabled(device_type):
         compute_dtype = torch.get_autocast_dtype(device_type)
-    chunk = max(_CHUNK_ELEMENTS.get(device_type, 2**26) // weight_VD.shape[0], _MIN_CHUNK_TOKENS)
+    chunk = head_chunk_tokens(weight_VD.shape[0], device_type=device_type)
     with torch.autocast(device_type, enabled=False):
         if torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad):
             return _LinearCrossEntropy.apply(hidden_TD, weight_VD, targets_T, compute_dtype, chunk)

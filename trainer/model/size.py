@@ -1,0 +1,192 @@
+"""Parameters, FLOPs and memory of a model in closed form. Torch-free, so that a spec is sized before anything runs.
+
+Letters: D model dim, F hidden dim of an MLP, E experts, K experts per token, S shared experts, H query heads, G
+key-value heads, h head dim, V vocabulary, L sequence length, T tokens of a micro-batch, P parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.config.attention import AttentionConfig
+from trainer.config.model import ModelConfig, MoEConfig
+from trainer.config.train import TrainConfig
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """Numbers of parameters. Papers mean three different things by "active"; all three are here.
+
+    Attributes:
+        total: all parameters; a tied embedding counts once.
+        active: those a token passes through: `total` without the routed experts it did not choose.
+        active_minus_input_embedding: `active` without the table that is only looked up. With tied embeddings nothing
+            is subtracted: the table also is the output projection, which every token passes through.
+        non_embedding_total, non_embedding_active: without the embedding and without the output projection.
+    """
+
+    total: int
+    active: int
+    active_minus_input_embedding: int
+    non_embedding_total: int
+    non_embedding_active: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Device memory of one worker at its peak, in GiB. See `memory_estimate` for what each part counts."""
+
+    weights_gib: float
+    gradients_gib: float
+    optimizer_gib: float
+    activations_gib: float
+    logits_gib: float
+    total_gib: float
+
+
+def model_size(config: ModelConfig) -> ModelSize:
+    """Returns the number of parameters of a model of this config, equal to what `build_model` makes.
+
+    Attention D*h*(2H + 2G), plus 2h with QK-norm; SwiGLU MLP 3*D*F; router D*E; two norms of D per layer and one at
+    the end; embedding V*D, twice when not tied. Buffers, such as the selection bias, are no parameters.
+    """
+    table = config.vocab_size * config.dim
+    tables = table if config.tie_embeddings else 2 * table
+    non_embedding = config.dim + sum(
+        _attention_parameters(config) + 2 * config.dim + _feed_forward_parameters(config, kind, active=False)
+        for kind in config.layer_kinds()
+    )
+    unchosen = sum(
+        _feed_forward_parameters(config, kind, active=False) - _feed_forward_parameters(config, kind, active=True)
+        for kind in config.layer_kinds()
+    )
+    total = tables + non_embedding
+    return ModelSize(
+        total=total,
+        active=total - unchosen,
+        active_minus_input_embedding=total - unchosen - (0 if config.tie_embeddings else table),
+        non_embedding_total=non_embedding,
+        non_embedding_active=non_embedding - unchosen,
+    )
+
+
+def flops_per_token(config: ModelConfig, *, seq_len: int) -> float:
+    """Returns the training FLOPs per token at this sequence length, a multiply-add counting as two.
+
+    Forward, per token: 2 for each weight of a matrix the token passes through (attention projections, the MLPs it
+    visits, router, output projection; no embedding lookup, no norms), and 2*H*h*(L+1) per layer for the scores and
+    the weighted values of causal attention, a position attending to (L+1)/2 positions on average. The backward pass
+    costs twice the forward pass, hence times 3. Recomputation is not counted.
+    """
+    matrices = config.vocab_size * config.dim + sum(
+        _attention_matrices(config) + _feed_forward_parameters(config, kind, active=True)
+        for kind in config.layer_kinds()
+    )
+    attention = config.num_layers * _ATTENTION_FLOPS[config.attention.kind](config.attention, seq_len)
+    return 3.0 * (2.0 * matrices + attention)
+
+
+def memory_estimate(config: TrainConfig) -> MemoryEstimate:
+    """Returns what one worker needs, every worker holding the whole model.
+
+    - weights and gradients: 4 bytes per parameter each; in bf16 autocast 2 more per weight for the cast copies,
+      the embedding's excepted.
+    - optimizer: 4 bytes per state and parameter, two states for AdamW.
+    - activations: what the forward pass of one micro-batch keeps for the backward pass. In units per token and layer,
+      a the bytes of a matmul operand (4, or 2 in bf16 autocast):
+      two norms 2 * 4D, and their outputs 2 * 4D (in bf16 autocast the casts of them instead: 2D for each of query,
+      key, value, gate and up, and 4D where a router reads the output itself);
+      attention a*(2H + 2G)*h + 4H, with QK-norm 4*(H + G)*h more;
+      dense MLP 4*a*F; mixture of experts a*K*(2D + 4F) + 4*a*S*F + 12*E + 36*K.
+      Once per model 4 * 4D for the final norm, its output and the gradient of both.
+      Within 4 % of the bytes autograd was measured to keep (tests/unit/trainer/test_size_memory.py).
+    - logits: two chunks of the output projection (see `head_chunk_tokens`) and the gradient of its weight, 4*V*D.
+
+    Left out: temporaries inside an operation, the allocator's rounding, and the process itself (torch and its
+    libraries, about 0.3 GiB on a CPU).
+    """
+    model = config.model
+    num_parameters = model_size(model).total
+    num_tokens = config.loop.micro_batch_size * config.data.seq_len
+    operand = _OPERAND_BYTES[config.precision.kind]
+    cast_copies = 2 * model_size(model).non_embedding_total if operand == 2 else 0
+    activations = num_tokens * (
+        16 * model.dim + sum(_layer_activation_bytes(model, kind, operand) for kind in model.layer_kinds())
+    )
+    chunk_tokens = min(num_tokens, head_chunk_tokens(model.vocab_size, device_type="cuda"))
+    parts = {
+        "weights_gib": (4 * num_parameters + cast_copies) / _GIB,
+        "gradients_gib": 4 * num_parameters / _GIB,
+        "optimizer_gib": 4 * _OPTIMIZER_STATES[config.optimizer.kind] * num_parameters / _GIB,
+        "activations_gib": activations / _GIB,
+        "logits_gib": (2 * 4 * chunk_tokens + 4 * model.dim) * model.vocab_size / _GIB,
+    }
+    return MemoryEstimate(**parts, total_gib=sum(parts.values()))
+
+
+def head_chunk_tokens(vocab_size: int, *, device_type: str) -> int:
+    """Returns the tokens whose logits exist at once when the loss is computed (`trainer.model.cross_entropy`).
+
+    2**20 logits on a CPU, 4 MiB, about a core's cache; 2**26 elsewhere, where launches must be few and large; and
+    never fewer than 64 tokens, so that the weight's gradient is not added up in too many passes.
+    """
+    return max((2**20 if device_type == "cpu" else 2**26) // vocab_size, 64)
+
+
+def _feed_forward_parameters(config: ModelConfig, kind: str, *, active: bool) -> int:
+    """Returns the weights of a layer's MLPs and router, of the experts only the chosen ones if `active`."""
+    if kind == "dense":
+        return 3 * config.dim * config.hidden_dim
+    moe = _moe(config)
+    experts = (moe.top_k if active else moe.num_experts) + moe.num_shared_experts
+    return _ROUTER_PARAMETERS[moe.router.kind](config.dim, moe) + experts * 3 * config.dim * moe.hidden_dim
+
+
+def _attention_matrices(config: ModelConfig) -> int:
+    return _ATTENTION_MATRICES[config.attention.kind](config.attention, config.dim)
+
+
+def _attention_parameters(config: ModelConfig) -> int:
+    return _attention_matrices(config) + _ATTENTION_VECTORS[config.attention.kind](config.attention)
+
+
+def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int:
+    """Returns the bytes one token keeps in one layer."""
+    attention = _ATTENTION_ACTIVATIONS[config.attention.kind](config.attention, operand)
+    norms = 8 * config.dim
+    if kind == "dense":
+        outputs = 8 * config.dim if operand == 4 else 2 * 5 * config.dim
+        return norms + outputs + attention + 4 * operand * config.hidden_dim
+    moe = _moe(config)
+    outputs = 8 * config.dim if operand == 4 else (4 + 2 * (5 if moe.num_shared_experts else 3)) * config.dim
+    pair = operand * (2 * config.dim + 4 * moe.hidden_dim) + 36
+    shared = 4 * operand * moe.num_shared_experts * moe.hidden_dim
+    return norms + outputs + attention + moe.top_k * pair + shared + 12 * moe.num_experts
+
+
+def _moe(config: ModelConfig) -> MoEConfig:
+    assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
+    return config.moe
+
+
+# One entry per kind of component; tests/contracts checks that none is missing.
+_ATTENTION_MATRICES: dict[str, Callable[[AttentionConfig, int], int]] = {
+    "gqa": lambda config, dim: 2 * dim * config.head_dim * (config.num_heads + config.num_kv_heads)
+}
+_ATTENTION_VECTORS: dict[str, Callable[[AttentionConfig], int]] = {
+    "gqa": lambda config: 2 * config.head_dim if config.qk_norm else 0
+}
+_ATTENTION_FLOPS: dict[str, Callable[[AttentionConfig, int], int]] = {
+    "gqa": lambda config, seq_len: 2 * config.num_heads * config.head_dim * (seq_len + 1)
+}
+_ATTENTION_ACTIVATIONS: dict[str, Callable[[AttentionConfig, int], int]] = {
+    "gqa": lambda config, operand: (
+        2 * operand * (config.num_heads + config.num_kv_heads) * config.head_dim
+        + 4 * config.num_heads
+        + (4 * (config.num_heads + config.num_kv_heads) * config.head_dim if config.qk_norm else 0)
+    )
+}
+_ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {"top_k": lambda dim, moe: dim * moe.num_experts}
+_OPTIMIZER_STATES = {"adamw": 2}
+_OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}
