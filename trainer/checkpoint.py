@@ -1,0 +1,341 @@
+"""Checkpoints: safetensors and JSON under a manifest of checksums, committed by a rename. No pickle.
+
+    step-NNNNNNNN/
+        model.safetensors       parameters and persistent buffers; tied weights once
+        optimizer.safetensors   `<parameter name>/<key>` for every tensor of the optimizer's state
+        state.json              what else a run needs to go on exactly (see `trainer.loop`), and the config
+        manifest.json           sha256 and size of each of the above, fingerprints, its own sha256
+
+A reader sees a whole checkpoint or none; `verify` reads every byte before a tensor of it is used.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.durable import commit, fsync_path, temporary_name
+from trainer.errors import CheckpointInvalid, ResumeMismatch
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CHECKPOINTS_FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is and consists of.
+
+    Attributes:
+        step, tokens: updates done and tokens trained on.
+        config_fingerprint, data_fingerprint: of the run that wrote it.
+        world_size, num_threads, torch_version: bit-exact resumption holds only where these agree.
+        files: name -> (sha256, size in bytes).
+        sha256: of the manifest file itself.
+    """
+
+    step: int
+    tokens: int
+    config_fingerprint: str
+    data_fingerprint: str
+    world_size: int
+    num_threads: int
+    torch_version: str
+    files: Mapping[str, tuple[str, int]]
+    sha256: str
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` is."""
+    return run_folder / CHECKPOINTS_FOLDER / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    run_folder: Path,
+    *,
+    step: int,
+    config: TrainConfig,
+    data_fingerprint: str,
+    world_size: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> tuple[Path, Manifest]:
+    """Write `run_folder/checkpoints/step-NNNNNNNN`, durably, and return its path and manifest.
+
+    A checkpoint of the same step that is already there is replaced: it is of the run's earlier attempt.
+
+    Args:
+        run_folder: the run's folder.
+        step: optimizer steps done.
+        config: of the run; stored, and compared at a resume.
+        data_fingerprint: of everything that determines the batches.
+        world_size: number of workers.
+        model: the bare model.
+        optimizer: its optimizer.
+        state: JSON values.
+
+    Raises:
+        OSError: the disk failed. The previous checkpoints are untouched.
+    """
+    parent = run_folder / CHECKPOINTS_FOLDER
+    parent.mkdir(parents=True, exist_ok=True)
+    path = checkpoint_folder(run_folder, step)
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tensors, groups = _optimizer_state(model, optimizer)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model)}, temporary / MODEL)
+    save_file(tensors, temporary / OPTIMIZER)
+    document = {**state, "config": config.model_dump(mode="json"), "optimizer_groups": groups}
+    (temporary / STATE).write_text(json.dumps(document, allow_nan=True), encoding="utf-8")
+
+    content = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "tokens": step * config.step_tokens,
+        "config_fingerprint": config.fingerprint(),
+        "data_fingerprint": data_fingerprint,
+        "world_size": world_size,
+        "num_threads": torch.get_num_threads(),
+        "torch_version": str(torch.__version__),
+        "files": {
+            name: {"sha256": _sha256(temporary / name), "size": (temporary / name).stat().st_size}
+            for name in (MODEL, OPTIMIZER, STATE)
+        },
+    }
+    content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+    (temporary / MANIFEST).write_bytes(_canonical(content))
+    for name in (MODEL, OPTIMIZER, STATE, MANIFEST):
+        fsync_path(temporary / name)
+
+    if path.exists():
+        replaced = parent / f".{path.name}.replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+        commit(temporary, path)
+        shutil.rmtree(replaced)
+    else:
+        commit(temporary, path)
+    return path, _parse_manifest(path / MANIFEST)
+
+
+def verify_checkpoint(path: Path) -> Manifest:
+    """Return the manifest of a checkpoint after reading and checking every byte of it.
+
+    Raises:
+        CheckpointInvalid: something is missing, added, truncated or altered; the message names the file.
+    """
+    manifest = _parse_manifest(path / MANIFEST)
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    if present != manifest.files.keys():
+        missing, unknown = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
+        raise CheckpointInvalid(f"{path}: missing files {missing}, unknown files {unknown}; use another checkpoint")
+    for name, (sha256, size) in manifest.files.items():
+        actual = (path / name).stat().st_size
+        if actual != size:
+            raise CheckpointInvalid(f"{path / name} has {actual} bytes, the manifest says {size}; it is truncated")
+        if _sha256(path / name) != sha256:
+            raise CheckpointInvalid(f"{path / name} does not have the checksum of the manifest; it was altered")
+    return manifest
+
+
+def newest_valid_checkpoint(run_folder: Path) -> Path | None:
+    """Return the checkpoint of `run_folder` with the highest step that passes `verify_checkpoint`; warn about others."""
+    candidates = [
+        path for path in (run_folder / CHECKPOINTS_FOLDER).glob("step-*") if _STEP_FOLDER.fullmatch(path.name)
+    ]
+    for path in sorted(candidates, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+        try:
+            verify_checkpoint(path)
+        except CheckpointInvalid as error:
+            logger.warning("skipping a checkpoint: %s", error)
+        else:
+            return path
+    return None
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    config: TrainConfig,
+    data_fingerprint: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Manifest, dict[str, Any]]:
+    """Verify a checkpoint, put its tensors into `model` and `optimizer`, and return its manifest and state.
+
+    Raises:
+        CheckpointInvalid: see `verify_checkpoint`; also if its tensors are not those of the model.
+        ResumeMismatch: it is of another config or of other data; the message names each difference.
+    """
+    manifest = verify_checkpoint(path)
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    _check_same_run(path, manifest, state["config"], config=config, data_fingerprint=data_fingerprint)
+    stored = load_file(path / MODEL)
+    expected = dict(_model_tensors(model))
+    _check_same_tensors(path / MODEL, stored, expected)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(stored[name])
+    _load_optimizer(path / OPTIMIZER, model, optimizer, state["optimizer_groups"])
+    return manifest, state
+
+
+def remove_unfinished(run_folder: Path) -> None:
+    """Delete what an interrupted `save_checkpoint` left in a run's folder. Only the run itself may call this."""
+    for path in (run_folder / CHECKPOINTS_FOLDER).glob(".step-*"):
+        shutil.rmtree(path)
+
+
+def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each distinct parameter and persistent buffer once, under its first name."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return the state tensors by name, and the groups' options (numbers and strings)."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"the optimizer keeps {key!r} as {type(value).__name__}; checkpoints hold tensors only, make it one"
+                )
+            tensors[f"{names[id(parameter)]}/{key}"] = value.detach().cpu().contiguous()
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return tensors, groups
+
+
+def _load_optimizer(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    if len(groups) != len(optimizer.param_groups):
+        raise CheckpointInvalid(
+            f"{path} is of {len(groups)} parameter groups, this run has {len(optimizer.param_groups)}"
+        )
+    state: dict[int, dict[str, Tensor]] = {}
+    index_of = {name: index for index, name in enumerate(order)}
+    for full_name, tensor in load_file(path).items():
+        name, _, key = full_name.rpartition("/")
+        if name not in index_of:
+            raise CheckpointInvalid(f"{path} has {full_name!r}, which is no parameter of this run's model")
+        state.setdefault(index_of[name], {})[key] = tensor
+    numbers = iter(range(len(order)))
+    merged = [
+        {
+            # JSON has no tuples; torch wants its own types back.
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()},
+            "params": [next(numbers) for _ in group["params"]],
+        }
+        for stored, group in zip(groups, optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": merged})
+
+
+def _check_same_run(
+    path: Path, manifest: Manifest, stored_config: dict[str, Any], *, config: TrainConfig, data_fingerprint: str
+) -> None:
+    if manifest.config_fingerprint != config.fingerprint():
+        ours, theirs = _flat(config.model_dump(mode="json")), _flat(stored_config)
+        absent = "(absent)"
+        differences = [
+            f"{name}: checkpoint {theirs.get(name, absent)}, this run {ours.get(name, absent)}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name, absent) != theirs.get(name, absent)
+        ]
+        raise ResumeMismatch(
+            f"{path} was written with another config ({'; '.join(differences)}); "
+            "resume with the same config, or start a new run"
+        )
+    if manifest.data_fingerprint != data_fingerprint:
+        raise ResumeMismatch(
+            f"{path} was trained on other data (data fingerprint: checkpoint {manifest.data_fingerprint}, "
+            f"this run {data_fingerprint}); restore the corpora and tokenizer it was trained on, or start a new run"
+        )
+
+
+def _check_same_tensors(path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    if stored.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+        raise CheckpointInvalid(f"{path}: missing tensors {missing}, unknown tensors {unknown}")
+    for name, tensor in expected.items():
+        if stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
+            raise CheckpointInvalid(
+                f"{path}: {name} is {tuple(stored[name].shape)} {stored[name].dtype}, "
+                f"the model has {tuple(tensor.shape)} {tensor.dtype}"
+            )
+
+
+def _parse_manifest(path: Path) -> Manifest:
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+        claimed = content.pop("sha256")
+        # Byte for byte what we would write: so no changed byte goes unnoticed, not even white space.
+        if (
+            hashlib.sha256(_canonical(content)).hexdigest() != claimed
+            or _canonical({**content, "sha256": claimed}) != raw
+        ):
+            raise CheckpointInvalid(f"{path} does not have its own checksum; it was altered")
+        if content["format_version"] != FORMAT_VERSION:
+            raise CheckpointInvalid(
+                f"{path} has format version {content['format_version']}, this code reads {FORMAT_VERSION}"
+            )
+        return Manifest(
+            step=content["step"],
+            tokens=content["tokens"],
+            config_fingerprint=content["config_fingerprint"],
+            data_fingerprint=content["data_fingerprint"],
+            world_size=content["world_size"],
+            num_threads=content["num_threads"],
+            torch_version=content["torch_version"],
+            files={name: (entry["sha256"], entry["size"]) for name, entry in content["files"].items()},
+            sha256=hashlib.sha256(raw).hexdigest(),
+        )
+    except FileNotFoundError as error:
+        raise CheckpointInvalid(f"{path} does not exist; the folder is no complete checkpoint") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointInvalid(f"{path} is no manifest: {error}") from error
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    """Return dotted path -> JSON of every leaf."""
+    if isinstance(value, dict) and value:
+        return {path: leaf for key, item in value.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
+    if isinstance(value, list) and value:
+        return {path: leaf for i, item in enumerate(value) for path, leaf in _flat(item, f"{prefix}{i}.").items()}
+    return {prefix.removesuffix("."): json.dumps(value)}

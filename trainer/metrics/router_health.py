@@ -1,0 +1,94 @@
+"""Router health: every `router/` metric of the catalogue from the counts and sums of one whole optimizer step.
+
+Counts must be those of the step, summed over micro-batches and workers, before any ratio is taken: the ratio of a sum
+is not the mean of ratios, and a mean over micro-batches understates nothing but overstates imbalance.
+
+Letters: `E` experts. Leading axes (steps, layers) are arbitrary and kept.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class RouterSums(NamedTuple):
+    """What the routing passes of one step add up to, per leading index.
+
+    Attributes:
+        counts_E: int64 [..., E], tokens sent to each expert.
+        prob_sum_E: float64 [..., E], sum over tokens of the router's distribution.
+        entropy_sum, z_sum, top_k_mass_sum, margin_sum: float64 [...], sums over tokens.
+        max_logit: float64 [...], the largest router logit.
+        bias_range: float64 [...], largest minus smallest selection bias; 0 without one.
+        num_tokens: tokens of the step.
+    """
+
+    counts_E: NDArray[np.int64]
+    prob_sum_E: Floats
+    entropy_sum: Floats
+    z_sum: Floats
+    top_k_mass_sum: Floats
+    margin_sum: Floats
+    max_logit: Floats
+    bias_range: Floats
+    num_tokens: int
+
+
+def load_fractions(counts_E: NDArray[np.int64]) -> Floats:
+    """Return f_e = n_e / sum n, float64 [..., E]."""
+    return counts_E / counts_E.sum(axis=-1, keepdims=True)
+
+
+def entropy(fractions_E: Floats) -> Floats:
+    """Return -sum_e f_e ln f_e in nats over the last axis, with 0 ln 0 = 0."""
+    positive = fractions_E > 0
+    return -np.where(positive, fractions_E * np.log(np.where(positive, fractions_E, 1.0)), 0.0).sum(axis=-1)
+
+
+def load_entropy(counts_E: NDArray[np.int64]) -> Floats:
+    """Return the entropy of the load fractions in nats: ln E when even, ln K in total collapse."""
+    return entropy(load_fractions(counts_E))
+
+
+def max_violation(counts_E: NDArray[np.int64]) -> Floats:
+    """Return MaxVio, max_e n_e / mean n - 1. Source: Wang et al. 2024, arXiv:2408.15664, eq. 4."""
+    return counts_E.max(axis=-1) / counts_E.mean(axis=-1) - 1.0
+
+
+def load_cv(counts_E: NDArray[np.int64]) -> Floats:
+    """Return the population standard deviation of the loads over their mean."""
+    return counts_E.std(axis=-1) / counts_E.mean(axis=-1)
+
+
+def max_load(counts_E: NDArray[np.int64]) -> Floats:
+    """Return the busiest expert's load fraction; 1 / K is total collapse."""
+    return load_fractions(counts_E).max(axis=-1)
+
+
+def dead_fraction(counts_E: NDArray[np.int64]) -> Floats:
+    """Return the fraction of experts no token chose."""
+    return (counts_E == 0).mean(axis=-1)
+
+
+def router_health(sums: RouterSums) -> dict[str, Floats]:
+    """Return every metric of `catalog.ROUTER_SCALARS`, name -> float64 [...]."""
+    token_entropy = sums.entropy_sum / sums.num_tokens
+    mean_entropy = entropy(sums.prob_sum_E / sums.prob_sum_E.sum(axis=-1, keepdims=True))
+    return {
+        "router/token_entropy": token_entropy,
+        "router/load_entropy": load_entropy(sums.counts_E),
+        # H(mean p) >= mean H(p) by concavity; rounding may undercut that by an ulp.
+        "router/mutual_information": np.maximum(mean_entropy - token_entropy, 0.0),
+        "router/max_violation": max_violation(sums.counts_E),
+        "router/load_cv": load_cv(sums.counts_E),
+        "router/max_load": max_load(sums.counts_E),
+        "router/dead_fraction": dead_fraction(sums.counts_E),
+        "router/z": sums.z_sum / sums.num_tokens,
+        "router/top_k_mass": sums.top_k_mass_sum / sums.num_tokens,
+        "router/margin": sums.margin_sum / sums.num_tokens,
+        "router/max_logit": sums.max_logit,
+        "router/bias_range": sums.bias_range,
+    }

@@ -1,0 +1,157 @@
+"""StepBuffer: what each step produces stays on the device, row by row, until one copy per logging interval.
+
+A step never waits for the device: nothing here reads a value on the host except `drain`.
+
+Letters: `L` MoE layers, `E` experts, `S` steps since the last drain, `W` values of a row.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import NUM_SUM_SLOTS, STAT_NAMES
+from trainer.metrics.router_health import RouterSums
+from trainer.model.routing import LayerRouting
+from trainer.world import World
+
+MAX_BUFFER_BYTES = 64 * 2**20
+"""Bound on the buffer; a longer logging interval is then copied in several parts."""
+
+_NUM_MAX_SLOTS = len(STAT_NAMES) - NUM_SUM_SLOTS
+
+
+class StepRows(NamedTuple):
+    """The drained steps on the host: float64 [S] each; `router` is None for a dense model."""
+
+    loss: NDArray[np.float64]
+    balancing_loss: NDArray[np.float64]
+    grad_norm: NDArray[np.float64]
+    router: RouterSums | None
+
+
+class StepBuffer:
+    """A ring of `capacity` rows on the device, one per step.
+
+    A row holds, in float64 so that counts stay exact: sums over workers (losses, counts, probability sums, statistics),
+    then maxima over workers (largest logit), then values every worker has alike (gradient norm, bias ranges).
+
+    Args:
+        log_every_steps: steps between drains.
+        num_layers, num_experts: of the MoE layers; 0 for a dense model.
+        step_tokens: tokens of a step over all workers.
+        world: reduces the rows.
+    """
+
+    def __init__(
+        self, *, log_every_steps: int, num_layers: int, num_experts: int, step_tokens: int, world: World
+    ) -> None:
+        self._shape_LE = (num_layers, num_experts)
+        self._step_tokens = step_tokens
+        self._world = world
+        pairs = num_layers * num_experts
+        self._num_sums = 2 + 2 * pairs + num_layers * NUM_SUM_SLOTS
+        self._num_maxima = num_layers * _NUM_MAX_SLOTS
+        width = self._num_sums + self._num_maxima + 1 + num_layers
+        self.capacity = max(1, min(log_every_steps, MAX_BUFFER_BYTES // (8 * width)))
+        """Steps that fit before a drain is due."""
+        self._rows_SW = torch.zeros(self.capacity, width, dtype=torch.float64, device=world.device)
+        self._num_rows = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Steps not yet drained."""
+        return self._num_rows
+
+    def begin_step(self) -> None:
+        """Open the row of the next step."""
+        assert self._num_rows < self.capacity, "the loop drains a full buffer before the next step"
+        row_W = self._rows_SW[self._num_rows]
+        row_W.zero_()
+        row_W[self._num_sums : self._num_sums + self._num_maxima] = -torch.inf
+        self._num_rows += 1
+
+    def add_micro_batch(
+        self, *, loss: Tensor, balancing_loss: Tensor | None, routings: Sequence[LayerRouting], share: float
+    ) -> None:
+        """Add one micro-batch to the open row.
+
+        Args:
+            loss, balancing_loss: scalars, means over the micro-batch's tokens.
+            routings: one per MoE layer.
+            share: this micro-batch's part of this worker's tokens of the step.
+        """
+        row_W = self._rows_SW[self._num_rows - 1]
+        row_W[0].add_(loss.detach(), alpha=share)
+        if balancing_loss is not None:
+            row_W[1].add_(balancing_loss.detach(), alpha=share)
+        if not routings:
+            return
+        stats_LS = torch.stack([routing.stats.stats_S for routing in routings])
+        sums = (
+            torch.stack([routing.stats.counts_E for routing in routings]).flatten(),
+            torch.stack([routing.stats.prob_sum_E for routing in routings]).flatten(),
+            stats_LS[:, :NUM_SUM_SLOTS].flatten(),
+        )
+        row_W[2 : self._num_sums].add_(torch.cat([part.double() for part in sums]))
+        maxima_W = row_W[self._num_sums : self._num_sums + self._num_maxima]
+        torch.maximum(maxima_W, stats_LS[:, NUM_SUM_SLOTS:].flatten().double(), out=maxima_W)
+
+    def reduce_step(self) -> Tensor:
+        """Sum the open row over the workers; return the step's counts, float32 [L, E], for the balancers."""
+        row_W = self._rows_SW[self._num_rows - 1]
+        self._world.all_reduce_sum(row_W[: self._num_sums])
+        num_pairs = self._shape_LE[0] * self._shape_LE[1]
+        return row_W[2 : 2 + num_pairs].float().view(self._shape_LE)
+
+    def finish_step(self, *, grad_norm: Tensor, selection_bias_LE: Tensor | None) -> None:
+        """Complete the open row with what is the same on every worker."""
+        row_W = self._rows_SW[self._num_rows - 1]
+        row_W[self._num_sums + self._num_maxima].copy_(grad_norm)
+        if selection_bias_LE is not None:
+            smallest_L, largest_L = torch.aminmax(selection_bias_LE, dim=1)
+            row_W[self._num_sums + self._num_maxima + 1 :].copy_(largest_L - smallest_L)
+
+    def drain(self) -> StepRows:
+        """Copy the finished rows to the host and empty the buffer: the one place where the host waits for the device."""
+        num_rows, self._num_rows = self._num_rows, 0
+        rows_SW = self._rows_SW[:num_rows]
+        first_max, first_local = self._num_sums, self._num_sums + self._num_maxima
+        if self._num_maxima and num_rows:
+            rows_SW[:, first_max:first_local] = self._world.all_reduce_max(
+                rows_SW[:, first_max:first_local].contiguous()
+            )
+        values = rows_SW.cpu().numpy().copy()
+        return StepRows(
+            loss=values[:, 0] / self._world.world_size,
+            balancing_loss=values[:, 1] / self._world.world_size,
+            grad_norm=values[:, first_local],
+            router=self._router_sums(values),
+        )
+
+    def _router_sums(self, values: NDArray[np.float64]) -> RouterSums | None:
+        num_layers, num_experts = self._shape_LE
+        if not num_layers:
+            return None
+        num_rows, pairs = len(values), num_layers * num_experts
+        shape = (num_rows, num_layers, num_experts)
+        stats = values[:, 2 + 2 * pairs : self._num_sums].reshape(num_rows, num_layers, NUM_SUM_SLOTS)
+        maxima = values[:, self._num_sums : self._num_sums + self._num_maxima].reshape(num_rows, num_layers, -1)
+
+        def total(name: str) -> NDArray[np.float64]:
+            return stats[..., STAT_NAMES.index(name)]
+
+        return RouterSums(
+            counts_E=values[:, 2 : 2 + pairs].reshape(shape).astype(np.int64),
+            prob_sum_E=values[:, 2 + pairs : 2 + 2 * pairs].reshape(shape),
+            entropy_sum=total("token_entropy_sum"),
+            z_sum=total("logsumexp_sq_sum"),
+            top_k_mass_sum=total("top_k_mass_sum"),
+            margin_sum=total("margin_sum"),
+            max_logit=maxima[..., STAT_NAMES.index("logit_max") - NUM_SUM_SLOTS],
+            bias_range=values[:, self._num_sums + self._num_maxima + 1 :],
+            num_tokens=self._step_tokens,
+        )

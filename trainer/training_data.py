@@ -1,0 +1,64 @@
+"""What a run reads: the mixture it trains on, the windows it is evaluated on, and a fingerprint of both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import TrainConfig
+from trainer.data.corpora import Split
+from trainer.data.evaluation import EvaluationSet, evaluation_windows
+from trainer.data.manifest import data_fingerprint
+from trainer.data.mixture import Mixture
+from trainer.data.shards import ensure_shard
+from trainer.telemetry.spike_events import MAX_DOCUMENT_IDS, Samples
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The data of one run.
+
+    Attributes:
+        mixture: its training samples.
+        evaluation_sets: held-out windows, one set per corpus, in the order of `mixture.domains`.
+        fingerprint: equal fingerprints promise equal samples.
+        global_batch_size: samples per step.
+    """
+
+    mixture: Mixture
+    evaluation_sets: tuple[EvaluationSet, ...]
+    fingerprint: str
+    global_batch_size: int
+
+    def samples_of_step(self, step: int) -> Samples:
+        """Return which samples the update number `step` (1-based) was trained on."""
+        first = (step - 1) * self.global_batch_size
+        last = first + self.global_batch_size - 1
+        ids: dict[str, None] = {}
+        for index in range(first, last + 1):
+            ids.update(dict.fromkeys(self.mixture.window(index).document_ids))
+            if len(ids) >= MAX_DOCUMENT_IDS:
+                break
+        return Samples(first=first, last=last, document_ids=list(ids)[:MAX_DOCUMENT_IDS])
+
+
+def open_data(config: TrainConfig, *, cache_folder: Path) -> TrainingData:
+    """Open the data of a run, tokenising it into `cache_folder` where it is not there yet.
+
+    Raises:
+        DataInvalid: a corpus or tokenizer is missing or altered.
+        ValueError: a corpus is too short for `data.seq_len`.
+    """
+    data = config.data
+    shards = [ensure_shard(name, Split.TRAIN, data.tokenizer, cache_folder) for name in data.mixture]
+    held_out = [ensure_shard(name, Split.VALIDATION, data.tokenizer, cache_folder) for name in sorted(data.mixture)]
+    mixture = Mixture(shards, weights=data.mixture, seq_len=data.seq_len, seed=config.seed)
+    return TrainingData(
+        mixture=mixture,
+        evaluation_sets=tuple(evaluation_windows(shard, data.seq_len, data.evaluation_tokens) for shard in held_out),
+        fingerprint=data_fingerprint(
+            weights=data.mixture,
+            tokenizer_fingerprint=shards[0].tokenizer_fingerprint,
+            seq_len=data.seq_len,
+            seed=config.seed,
+        ),
+        global_batch_size=config.loop.global_batch_size,
+    )
