@@ -23,7 +23,7 @@ class EvaluationSet:
     tokens: NDArray[np.int64]
     """Shape [N, L + 1]. Every target (all but the first of a row) counts; none is in two windows."""
     num_bytes: int
-    """UTF-8 bytes that the targets stand for. End-of-text tokens stand for none, but predicting them costs nats: a model
+    """UTF-8 bytes the targets stand for. End-of-text tokens stand for none, but predicting them costs nats: a model
     has to say where a document ends."""
 
     @property

@@ -10,15 +10,13 @@ processes may build the same shard at once: they write identical bytes, and the 
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from trainer.data.corpora import SplitName, read_documents
 from trainer.data.manifest import corpus_manifest
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.durable import write_durably
 from trainer.errors import DataInvalid
 
 logger = logging.getLogger(__name__)
@@ -131,24 +130,11 @@ def _build(
         "document_num_bytes": [len(document.text.encode()) for document in documents],
     }
     tokens_path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(tokens_path) as file:
-        np.save(file, tokens)
-    with _replacing(index_path) as file:
-        file.write(json.dumps(index).encode())
+    content = io.BytesIO()
+    np.save(content, tokens)
+    write_durably(tokens_path, content.getvalue())
+    write_durably(index_path, json.dumps(index).encode())
     logger.info("tokenised %s/%s with %s: %d tokens", corpus, split, tokenizer.name, len(tokens))
-
-
-@contextmanager
-def _replacing(path: Path) -> Generator[IO[bytes]]:
-    """Give a temporary file beside `path`, renamed to `path` at the end of the block, removed if the block fails."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            yield file
-        except BaseException:
-            temporary.unlink()
-            raise
-    temporary.replace(path)
 
 
 def _open(tokens_path: Path, index_path: Path, *, tokenizer: Tokenizer, corpus_sha256: str) -> TokenShard:

@@ -127,7 +127,7 @@ def _rank(purpose: str, key: str) -> bytes:
 
 
 class _Groups:
-    """Source documents that must stay together: union-find, the root is the smallest id, in whatever order they join."""
+    """Source documents that must stay together: union-find, whose root is the smallest id, in any order of joining."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
