@@ -85,7 +85,7 @@ def test_processes_that_build_at_once_agree_and_leave_nothing_behind(cache_dir: 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), data=st.data())
 def test_touched_documents_are_those_with_a_token_in_the_range(sizes: list[int], data: st.DataObject):
-    # A null byte is one token, so sizes are in tokens. End-of-text belongs to the document before it, the first to none.
+    # A null byte is one token, so sizes are in tokens. End-of-text belongs to the document before, the first to none.
     shard = token_shard("legal", ["\x00" * size for size in sizes])
     owners = [None] + [name for name, size in zip(shard.document_ids, sizes, strict=True) for _ in range(size + 1)]
     assert len(owners) == shard.num_tokens
