@@ -171,7 +171,7 @@ class Experiments(Repository):
         return epoch
 
     def renew(self, experiment_id: str, *, epoch: int, ttl_s: float) -> ExperimentState:
-        """Keeps the lease alive for another `ttl_s`; returns the experiment's state, e.g. that it is to be cancelled."""
+        """Keeps the lease alive for another `ttl_s`; returns the state, e.g. that the experiment is to be cancelled."""
         row = self._lock(experiment_id, epoch)
         time = self._work.lease_time()
         self._connection.execute(

@@ -1,0 +1,103 @@
+"""Stop or go on at a rung: pure functions of the rows recorded before the arrival.
+
+Source: Li et al. 2020, arXiv:1810.05934. Asynchronous: algorithm 2, as a stopping rule: a trial is decided on once, when
+it arrives, against the arrivals before it, and is never resumed. Synchronous: algorithm 1, successive halving of a batch.
+"""
+
+import math
+from collections.abc import Sequence
+
+from orchestrator.spec import ASHAScheduler, ExperimentSpec
+from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind
+from trainer.config import TrainConfig
+
+__all__ = ["Decision", "RungDecision", "decide", "decide_batch", "rung_tokens"]
+
+
+def rung_tokens(spec: ExperimentSpec, config: TrainConfig | None = None) -> tuple[int, ...]:
+    """Training tokens of each rung, ascending; () without a scheduler.
+
+    Rung `i` is at `min_tokens * reduction_factor**i`. A rung that would fall on the trial's last step is left out: there
+    is nothing to save there.
+
+    Args:
+        config: the trial's configuration, if the search changes its budget or batch; by default the base.
+    """
+    scheduler = spec.scheduler
+    if not isinstance(scheduler, ASHAScheduler):
+        return ()
+    config = spec.base if config is None else config
+    rungs: list[int] = []
+    tokens = scheduler.min_tokens
+    while config.steps_for_tokens(tokens) < config.num_steps:
+        rungs.append(tokens)
+        tokens *= scheduler.reduction_factor
+    return tuple(rungs)
+
+
+def decide(spec: ExperimentSpec, rung: int, value: float | None, earlier: Sequence[RungRecord]) -> Decision:
+    """Whether a trial that arrives at `rung` with `value` goes on.
+
+    It does if it is among the best `max(1, floor(n / reduction_factor))` of the `n` search trials that have arrived by
+    now, itself included; equal values share the better rank. The first one therefore always goes on. A value that is
+    not finite (None) stops.
+
+    Args:
+        earlier: the arrivals at this rung before it.
+    """
+    scheduler = spec.scheduler
+    if not isinstance(scheduler, ASHAScheduler):
+        return Decision(decision=RungDecision.CONTINUE, explanation="no scheduler: every trial runs to the end")
+    if value is None or not math.isfinite(value):
+        return Decision(
+            decision=RungDecision.STOP, explanation=f"{spec.objective.metric} at rung {rung} was not a finite number"
+        )
+    others = [record.value for record in earlier if record.trial_kind is TrialKind.SEARCH]
+    costs = sorted(_cost(spec, other) for other in others)
+    cost = _cost(spec, value)
+    rank = 1 + sum(other < cost for other in costs)
+    num_arrived = len(costs) + 1
+    num_kept = max(1, num_arrived // scheduler.reduction_factor)
+    goes_on = rank <= num_kept
+    sentence = f"rank {rank} of {num_arrived} at rung {rung} with {value:.4f}; the best {num_kept} go on"
+    if not goes_on:
+        sentence += f", down to {_shown(spec, costs[num_kept - 1])}"
+    return Decision(decision=RungDecision.CONTINUE if goes_on else RungDecision.STOP, explanation=sentence)
+
+
+def decide_batch(
+    spec: ExperimentSpec, rung: int, arrived: Sequence[RungRecord], num_failed: int = 0
+) -> dict[str, Decision]:
+    """Trial id -> decision for a batch that has arrived at `rung` as a whole.
+
+    The best `max(1, floor(n / reduction_factor))` of the `n` trials that were let through the rung before go on. Equal
+    values: the lower trial number first. The order of `arrived` plays no part.
+
+    Args:
+        num_failed: trials of the batch that failed on the way here; they count as worse than any that arrived.
+    """
+    scheduler = spec.scheduler
+    factor = scheduler.reduction_factor if isinstance(scheduler, ASHAScheduler) else 1
+    ranked = sorted(arrived, key=lambda record: (_cost(spec, record.value), record.trial_number))
+    num_trials = len(arrived) + num_failed
+    num_kept = max(1, num_trials // factor)
+    decisions: dict[str, Decision] = {}
+    for rank, record in enumerate(ranked, start=1):
+        goes_on = rank <= num_kept and record.value is not None
+        value = "no finite value" if record.value is None else f"{record.value:.4f}"
+        sentence = f"rank {rank} of {num_trials} in its batch at rung {rung} with {value}; the best {num_kept} go on"
+        decisions[record.trial_id] = Decision(
+            decision=RungDecision.CONTINUE if goes_on else RungDecision.STOP, explanation=sentence
+        )
+    return decisions
+
+
+def _cost(spec: ExperimentSpec, value: float | None) -> float:
+    """What is to be small: the value, turned around where it is to be maximised; infinite if there is none."""
+    if value is None or not math.isfinite(value):
+        return math.inf
+    return value if spec.objective.direction == "minimize" else -value
+
+
+def _shown(spec: ExperimentSpec, cost: float) -> str:
+    return f"{cost if spec.objective.direction == 'minimize' else -cost:.4f}"
