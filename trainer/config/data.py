@@ -9,6 +9,9 @@ from trainer.config.section import Section
 CORPORA = ("books", "code_python", "docs", "legal", "math_formal", "speeches")
 """The corpora that come with evenload, in the order in which results list them."""
 
+MIN_SHARE = 1e-4
+"""The smallest share of a mixture: the schedule of samples repeats after at most 10,000 of them."""
+
 TOKENIZER_VOCAB_SIZES = {"bpe-1024": 1024, "bpe-4096": 4096}
 
 
@@ -34,7 +37,13 @@ class DataConfig(Section):
     """Held-out tokens per corpus at each evaluation (all there are, if fewer)."""
 
     @model_validator(mode="after")
-    def _not_empty(self) -> "DataConfig":
+    def _can_be_scheduled(self) -> "DataConfig":
         if not self.mixture:
             raise ValueError(f"mixture is empty; name at least one of: {', '.join(CORPORA)}")
+        total = sum(self.mixture.values())
+        name, weight = min(self.mixture.items(), key=lambda item: item[1])
+        if weight / total < MIN_SHARE:
+            raise ValueError(
+                f"mixture gives {name} {weight / total:.2e} of all tokens; give it at least {MIN_SHARE:g}, or leave it out"
+            )
         return self
