@@ -44,6 +44,7 @@ class DataConfig(Section):
         name, weight = min(self.mixture.items(), key=lambda item: item[1])
         if weight / total < MIN_SHARE:
             raise ValueError(
-                f"mixture gives {name} {weight / total:.2e} of all tokens; give it at least {MIN_SHARE:g}, or leave it out"
+                f"mixture gives {name} {weight / total:.2e} of all tokens; give it at least {MIN_SHARE:g} of them, "
+                "or leave it out"
             )
         return self
