@@ -1,7 +1,7 @@
 """Stop or go on at a rung: pure functions of the rows recorded before the arrival.
 
-Source: Li et al. 2020, arXiv:1810.05934. Asynchronous: algorithm 2, as a stopping rule: a trial is decided on once, when
-it arrives, against the arrivals before it, and is never resumed. Synchronous: algorithm 1, successive halving of a batch.
+Source: Li et al. 2020, arXiv:1810.05934. Asynchronous: algorithm 2, as a stopping rule: a trial is decided on once, as
+it arrives, against the arrivals before it, and never resumed. Synchronous: algorithm 1, successive halving of a batch.
 """
 
 import math
@@ -17,8 +17,8 @@ __all__ = ["Decision", "RungDecision", "decide", "decide_batch", "rung_tokens"]
 def rung_tokens(spec: ExperimentSpec, config: TrainConfig | None = None) -> tuple[int, ...]:
     """Training tokens of each rung, ascending; () without a scheduler.
 
-    Rung `i` is at `min_tokens * reduction_factor**i`. A rung that would fall on the trial's last step is left out: there
-    is nothing to save there.
+    Rung `i` is at `min_tokens * reduction_factor**i`. A rung that would fall on the trial's last step is left out:
+    there is nothing to save there.
 
     Args:
         config: the trial's configuration, if the search changes its budget or batch; by default the base.
