@@ -156,7 +156,7 @@ def verify_checkpoint(path: Path) -> Manifest:
 
 
 def newest_valid_checkpoint(run_folder: Path) -> Path | None:
-    """Return the checkpoint of `run_folder` with the highest step that passes `verify_checkpoint`; warn about others."""
+    """Return the checkpoint with the highest step that passes `verify_checkpoint`; warn about those that do not."""
     candidates = [
         path for path in (run_folder / CHECKPOINTS_FOLDER).glob("step-*") if _STEP_FOLDER.fullmatch(path.name)
     ]

@@ -54,8 +54,10 @@ def write_environment(folder: Path, *, world: World, data_fingerprint: str) -> N
 
 @cache
 def git_state() -> GitState:
-    """Return the commit this process's code came from and whether files differ from it. Asked once per process: later changes
-    of the checkout do not change the code that is loaded."""
+    """Return the commit this process's code came from and whether files differ from it.
+
+    Asked once per process: later changes of the checkout do not change the code that is loaded.
+    """
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--untracked-files=no")
     return GitState(commit=commit, dirty=None if status is None else bool(status))

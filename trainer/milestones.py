@@ -1,4 +1,4 @@
-"""Milestones: at which steps a run evaluates, writes a checkpoint, reports a rung or ends. Pure functions of the config."""
+"""Milestones: at which steps a run evaluates, writes a checkpoint, reports a rung or ends: a pure function."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -25,8 +25,8 @@ def measure_specialization(
 ) -> dict[str, list[float]] | None:
     """Return the mutual information of domain and expert per MoE layer in bits, with its controls; None if dense.
 
-    Keys: `trained`, `untrained` (the same weights at initialisation) and `shuffled` (trained router, domain labels permuted).
-    Every domain counts with equally many windows.
+    Keys: `trained`, `untrained` (the same weights at initialisation) and `shuffled` (trained router, domain labels
+    permuted). Every domain counts with equally many windows.
     """
     if config.model.moe is None:
         return None

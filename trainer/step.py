@@ -56,8 +56,9 @@ class TrainStep:
         self._micro_batch_size = min(micro_batch_size, batch_size // world.world_size)
         if batch_size // world.world_size % self._micro_batch_size:
             raise ValueError(
-                f"loop.global_batch_size={batch_size} over {world.world_size} workers is {batch_size // world.world_size} "
-                f"sequences each, not a multiple of loop.micro_batch_size={micro_batch_size}; choose a divisor"
+                f"loop.global_batch_size={batch_size} over {world.world_size} workers is "
+                f"{batch_size // world.world_size} sequences each, not a multiple of "
+                f"loop.micro_batch_size={micro_batch_size}; choose a divisor"
             )
         self._config = config
         self._model = model

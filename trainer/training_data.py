@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import TrainConfig
-from trainer.data.corpora import Split
 from trainer.data.evaluation import EvaluationSet, evaluation_windows
 from trainer.data.manifest import data_fingerprint
 from trainer.data.mixture import Mixture
@@ -48,8 +47,8 @@ def open_data(config: TrainConfig, *, cache_folder: Path) -> TrainingData:
         ValueError: a corpus is too short for `data.seq_len`.
     """
     data = config.data
-    shards = [ensure_shard(name, Split.TRAIN, data.tokenizer, cache_folder) for name in data.mixture]
-    held_out = [ensure_shard(name, Split.VALIDATION, data.tokenizer, cache_folder) for name in sorted(data.mixture)]
+    shards = [ensure_shard(name, "train", data.tokenizer, cache_folder) for name in data.mixture]
+    held_out = [ensure_shard(name, "validation", data.tokenizer, cache_folder) for name in sorted(data.mixture)]
     mixture = Mixture(shards, weights=data.mixture, seq_len=data.seq_len, seed=config.seed)
     return TrainingData(
         mixture=mixture,

@@ -9,14 +9,17 @@ class TrainingClock:
     """Adds up the seconds spent in training steps; evaluation, checkpoints and reports are excluded.
 
     Args:
-        duration_s: seconds of training before this process took over (a resumed run).
         now: monotonic clock in seconds.
     """
 
-    def __init__(self, *, duration_s: float = 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, *, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
-        self._before_s = duration_s
+        self._before_s = 0.0
         self._started_s: float | None = now()
+
+    def resume_from(self, duration_s: float) -> None:
+        """Start anew, with the seconds of training that an earlier process counted."""
+        self._before_s, self._started_s = duration_s, self._now()
 
     @property
     def duration_s(self) -> float:

@@ -30,6 +30,8 @@ WRITE_INTERVAL_FRACTION = 0.02
 
 PROGRESS_INTERVAL_S = 1.0
 
+OnProgress = Callable[[Progress], None]
+
 
 class Telemetry:
     """Records every step of a run.
@@ -53,7 +55,7 @@ class Telemetry:
         world: World,
         clock: TrainingClock,
         samples_of_step: Callable[[int], Samples],
-        on_progress: Callable[[Progress], None],
+        on_progress: OnProgress,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -88,6 +90,11 @@ class Telemetry:
         """Note that the open row of the buffer is complete. Host work only."""
         self._lrs.append(lr)
         self._times_ms.append(_now_ms())
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every step so far has been taken in."""
+        return self.buffer.num_rows == 0
 
     def drain_due(self, step: int) -> bool:
         """Return whether the buffer must be drained before the next step."""

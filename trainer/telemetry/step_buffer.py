@@ -116,7 +116,7 @@ class StepBuffer:
             row_W[self._num_sums + self._num_maxima + 1 :].copy_(largest_L - smallest_L)
 
     def drain(self) -> StepRows:
-        """Copy the finished rows to the host and empty the buffer: the one place where the host waits for the device."""
+        """Copy the finished rows to the host and empty the buffer: the one place where the host waits."""
         num_rows, self._num_rows = self._num_rows, 0
         rows_SW = self._rows_SW[:num_rows]
         first_max, first_local = self._num_sums, self._num_sums + self._num_maxima

@@ -1,0 +1,260 @@
+"""`python -m trainer`: one run without any service, the size of a model, and what data there are."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from trainer.config import TrainConfig
+from trainer.config.run import RunReport, RunRequest, RunSummary
+from trainer.config_file import ConfigRejected, read_config
+from trainer.model.size import flops_per_token, memory_estimate, model_size
+from trainer.reporter import STOP_FILE
+from trainer.telemetry.progress import Progress
+
+CONFIG_ARGUMENT = click.argument(
+    "config_file", metavar="CONFIG", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+class Rejected(click.ClickException):
+    """What the caller gave cannot be used."""
+
+    exit_code = 2
+
+
+@click.group()
+def main() -> None:
+    """Train one model, or look at what a config means."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@main.command()
+@CONFIG_ARGUMENT
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Continue from the newest sound checkpoint in the folder.")
+@click.option("--threads", type=click.IntRange(min=1), default=None, help="Torch threads; default: all cores.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder of token caches.")
+@JSON_OPTION
+def train(
+    config_file: Path,
+    out: Path,
+    resume: bool,
+    threads: int | None,
+    device: str,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Train the model of CONFIG (a train config, or an experiment spec's base) into --out.
+
+    Ctrl-C writes a checkpoint and ends with status 130; --resume then goes on as if nothing had happened.
+    """
+    config = _config(config_file)
+    if not resume and (out / "config.json").exists():
+        raise Rejected(f"{out} already holds a run; add --resume to continue it, or choose another folder")
+    # Here and not above: `params` and `data` answer without loading torch.
+    import torch
+
+    from trainer.checkpoint import newest_valid_checkpoint
+    from trainer.data.shards import default_cache_dir
+    from trainer.worker import run
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / STOP_FILE).unlink(missing_ok=True)
+    checkpoint = newest_valid_checkpoint(out.absolute()) if resume else None
+    request = RunRequest(
+        run_id=out.name,
+        config=config,
+        folder=str(out.absolute()),
+        resume_from=None if checkpoint is None else str(checkpoint),
+        cache_folder=str((cache or default_cache_dir()).absolute()),
+        use_gpu=device == "cuda" or (device == "auto" and torch.cuda.is_available()),
+        num_threads=threads or os.cpu_count() or 1,
+    )
+    console = Console(stderr=True)
+    console.print(_opening(config, checkpoint))
+    reports: list[RunReport] = []
+    with _stop_on_signal(out, console) as received, _progress_bar(console, config) as bar:
+        task = bar.add_task("starting", total=config.num_steps, figures="")
+
+        def on_progress(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, description="training", figures=_figures(progress))
+
+        run(request, reports.append, on_progress=on_progress)
+        bar.update(task, completed=reports[-1].step)
+    _end(reports[-1], received=received, console=console, config_file=config_file, out=out, as_json=as_json)
+
+
+@main.command()
+@CONFIG_ARGUMENT
+@JSON_OPTION
+def params(config_file: Path, as_json: bool) -> None:
+    """Print the parameters, FLOPs and memory of the model in CONFIG; nothing is built."""
+    config = _config(config_file)
+    figures: dict[str, Any] = {
+        **asdict(model_size(config.model)),
+        "flops_per_token": flops_per_token(config.model, seq_len=config.data.seq_len),
+        "memory_gib": {name.removesuffix("_gib"): value for name, value in asdict(memory_estimate(config)).items()},
+    }
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    table = Table("figure", "value", title=str(config_file))
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            for part, gib in value.items():
+                table.add_row(f"memory, {part}", f"{gib:.3f} GiB")
+        else:
+            table.add_row(name.replace("_", " "), f"{value:,.0f}")
+    Console().print(table)
+
+
+@main.command()
+@click.option("--build-cache", is_flag=True, help="Tokenise every corpus with every tokenizer now.")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder of token caches.")
+@JSON_OPTION
+def data(build_cache: bool, cache: Path | None, as_json: bool) -> None:
+    """List the corpora that come with evenload."""
+    from trainer.config.data import CORPORA, TOKENIZER_VOCAB_SIZES
+    from trainer.data.manifest import Split, corpus_manifest
+    from trainer.data.shards import default_cache_dir, ensure_shard
+
+    if build_cache:
+        folder = cache or default_cache_dir()
+        for tokenizer in TOKENIZER_VOCAB_SIZES:
+            for name in CORPORA:
+                tokens = [ensure_shard(name, split, tokenizer, folder).num_tokens for split in ("train", "validation")]
+                click.echo(f"{name} with {tokenizer}: {tokens[0]:,} training, {tokens[1]:,} held-out tokens", err=True)
+    manifests = [corpus_manifest(name) for name in CORPORA]
+    if as_json:
+        rows = [
+            {
+                "name": corpus.name,
+                "sha256": corpus.sha256,
+                "licence": corpus.licence,
+                "splits": {split.value: asdict(size) for split, size in corpus.splits.items()},
+            }
+            for corpus in manifests
+        ]
+        click.echo(json.dumps(rows))
+        return
+    table = Table("corpus", "documents", "training bytes", "held-out bytes", "licence")
+    for corpus in manifests:
+        training, held_out = corpus.splits[Split.TRAIN], corpus.splits[Split.VALIDATION]
+        documents = f"{training.num_documents + held_out.num_documents:,}"
+        table.add_row(corpus.name, documents, f"{training.num_bytes:,}", f"{held_out.num_bytes:,}", corpus.licence)
+    Console().print(table)
+
+
+def _config(path: Path) -> TrainConfig:
+    try:
+        return read_config(path)
+    except ConfigRejected as error:
+        raise Rejected(str(error)) from error
+
+
+def _opening(config: TrainConfig, checkpoint: Path | None) -> str:
+    size = model_size(config.model)
+    start = "from the beginning" if checkpoint is None else f"from {checkpoint.name}"
+    return (
+        f"{size.total / 1e6:.2f}M parameters, {size.active / 1e6:.2f}M active; {config.num_steps} steps of "
+        f"{config.step_tokens:,} tokens, {start}"
+    )
+
+
+def _figures(progress: Progress) -> str:
+    parts = [f"loss {progress.loss:.3f}", f"{progress.tokens_per_s:,.0f} tokens/s"]
+    if progress.max_violation is not None:
+        parts.append(f"MaxVio {progress.max_violation:.2f} (layer {progress.max_violation_layer})")
+    if progress.num_spikes:
+        parts.append(f"{progress.num_spikes} spikes")
+    return "  ".join(parts)
+
+
+def _progress_bar(console: Console, config: TrainConfig) -> ProgressBar:
+    return ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TextColumn(f"of {config.num_steps} steps  {{task.fields[figures]}}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@contextmanager
+def _stop_on_signal(out: Path, console: Console) -> Iterator[list[int]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; yield the list of signals received. A second one kills."""
+    received: list[int] = []
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(number)
+        (out / STOP_FILE).touch()
+        console.print("stopping after this step, with a checkpoint; once more to end at once")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        (out / STOP_FILE).unlink(missing_ok=True)
+
+
+def _end(
+    last: RunReport, *, received: list[int], console: Console, config_file: Path, out: Path, as_json: bool
+) -> None:
+    """Print how the run ended and exit with the status that says so."""
+    if last.kind == "failed":
+        raise click.ClickException(f"the run failed at step {last.step} ({last.cause}): {last.message}")
+    if last.kind == "stopped":
+        console.print(
+            f"stopped at step {last.step}; to go on: evenload train {config_file} --out {out} --resume", soft_wrap=True
+        )
+        sys.exit(128 + received[0] if received else 0)
+    assert last.summary is not None
+    if as_json:
+        click.echo(last.summary.model_dump_json())
+    else:
+        _print_summary(Console(), last.summary)
+        console.print(f"telemetry and checkpoints are in {out}")
+
+
+def _print_summary(console: Console, summary: RunSummary) -> None:
+    table = Table("domain", "bits/byte at first", "at the end", title="held-out text")
+    for domain, value in summary.bits_per_byte.items():
+        table.add_row(domain, f"{summary.initial_bits_per_byte[domain]:.3f}", f"{value:.3f}")
+    console.print(table)
+    if summary.domain_information is not None:
+        layers = Table(
+            "I(domain; expert), bits", *(f"MoE layer {i}" for i in range(len(summary.domain_information["trained"])))
+        )
+        for name, values in summary.domain_information.items():
+            layers.add_row(name, *(f"{value:.3f}" for value in values))
+        console.print(layers)
+        console.print(
+            f"worst layer {summary.worst_max_violation_layer}: MaxVio {summary.worst_max_violation:.2f}; "
+            f"dead experts at most {summary.max_dead_fraction:.0%} of a layer"
+        )
+    console.print(
+        f"final loss {summary.final_loss:.3f} nats/token, {summary.num_spikes} spikes, "
+        f"{summary.tokens_per_s:,.0f} tokens/s over {summary.training_duration_s:.1f} s of training"
+    )

@@ -1,0 +1,251 @@
+"""Training: everything a run holds between two steps, and how it is built, resumed, evaluated, saved and summed up."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.balancing.build import build_balancers
+from trainer.checkpoint import checkpoint_folder, load_checkpoint, remove_unfinished, save_checkpoint
+from trainer.config import TrainConfig
+from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary
+from trainer.environment import write_environment
+from trainer.evaluation import evaluate
+from trainer.metrics.throughput import TrainingClock, tokens_per_s
+from trainer.model.build import build_model
+from trainer.model.size import flops_per_token, model_size
+from trainer.optimizers.build import build_optimizer
+from trainer.precision.build import build_precision
+from trainer.random_state import random_state, restore_random_state
+from trainer.schedules.build import build_schedule
+from trainer.specialization import measure_specialization
+from trainer.step import TrainStep
+from trainer.telemetry.recorder import OnProgress, Telemetry, delete_telemetry_after
+from trainer.training_data import open_data
+from trainer.world import World
+
+logger = logging.getLogger(__name__)
+
+Evaluation = Mapping[str, DomainEvaluation]
+
+
+class Training:
+    """The state of one run on one worker.
+
+    Args:
+        config: of the run.
+        folder: the run's folder, existing.
+        world: this worker among the others.
+        cache_folder: where tokenised corpora are kept.
+        resume_from: checkpoint to continue from, or None.
+        on_progress: called on rank 0 with each progress written.
+
+    Attributes:
+        step: updates done.
+        checkpoint: the newest one, possibly of an earlier run; None before the first.
+        clock: counts training time.
+        telemetry: records every step.
+
+    Raises:
+        CheckpointInvalid, ResumeMismatch: `resume_from` cannot be continued from.
+        DataInvalid: the data do not match their manifest.
+        ValueError: the batch cannot be divided over the workers.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        world: World,
+        cache_folder: Path,
+        resume_from: Path | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._world = world
+        self._data = open_data(config, cache_folder=cache_folder)
+        self._model = build_model(config.model, seed=config.seed, device=world.device)
+        self._optimizer = build_optimizer(config.optimizer, self._model)
+        self._precision = build_precision(config.precision, world.device)
+        self._initial: Evaluation = {}
+        self._last: Evaluation = {}
+        self._last_step: int | None = None
+        self.step = 0
+        self.checkpoint: CheckpointReport | None = None
+        self.clock = TrainingClock()
+        self.telemetry = Telemetry(
+            config,
+            folder=folder if world.is_main else None,
+            layers=[index for index, kind in enumerate(config.model.layer_kinds()) if kind == "moe"],
+            world=world,
+            clock=self.clock,
+            samples_of_step=self._data.samples_of_step,
+            on_progress=on_progress,
+        )
+        if resume_from is not None:
+            self._resume(resume_from)
+        if world.is_main:
+            write_environment(folder, world=world, data_fingerprint=self._data.fingerprint)
+            remove_unfinished(folder)
+            if resume_from is None:
+                # What an attempt that never came to a checkpoint left behind.
+                delete_telemetry_after(folder, -1)
+            elif resume_from.resolve().parent.parent == folder.resolve():
+                delete_telemetry_after(folder, self.step)
+        self._train_step = TrainStep(
+            config,
+            model=self._model,
+            optimizer=self._optimizer,
+            schedule=build_schedule(config.schedule, num_steps=config.num_steps),
+            balancers=build_balancers(config.model.moe),
+            precision=self._precision,
+            mixture=self._data.mixture,
+            world=world,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens so far, over all workers."""
+        return self.step * self._config.step_tokens
+
+    @property
+    def evaluation_here(self) -> Evaluation | None:
+        """The evaluation at this step; None if there was none."""
+        return self._last if self._last_step == self.step else None
+
+    def advance(self) -> None:
+        """Do one optimizer step. Does not wait for the device."""
+        self.step += 1
+        lr = self._train_step(self.step, self.telemetry.buffer)
+        self.telemetry.step_done(lr=lr)
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate at this step, unless that has been done, and return the figures."""
+        if self.evaluation_here is None:
+            self.telemetry.drain()
+            with self.clock.excluded():
+                self._last = evaluate(
+                    self._model,
+                    self._data.evaluation_sets,
+                    batch_size=self._config.loop.micro_batch_size,
+                    precision=self._precision,
+                    world=self._world,
+                )
+            self._last_step = self.step
+            if self.step == 0:
+                self._initial = self._last
+            self.telemetry.add_evaluation(self._last, step=self.step)
+        return self._last
+
+    def save(self) -> CheckpointReport:
+        """Write all telemetry and a checkpoint of this step, unless there is one, and return its report.
+
+        The report has the manifest's checksum on rank 0 only.
+        """
+        if self.checkpoint is not None and self.checkpoint.step == self.step:
+            return self.checkpoint
+        self.telemetry.drain()
+        with self.clock.excluded():
+            started_s = time.perf_counter()
+            # Before the checkpoint: a resumed run writes what comes after it, so borders of chunks have to be here.
+            self.telemetry.write()
+            state = self._state()
+            sha256 = ""
+            if self._world.is_main:
+                _, manifest = save_checkpoint(
+                    self._folder,
+                    step=self.step,
+                    config=self._config,
+                    data_fingerprint=self._data.fingerprint,
+                    world_size=self._world.world_size,
+                    model=self._model,
+                    optimizer=self._optimizer,
+                    state=state,
+                )
+                sha256 = manifest.sha256
+            self._world.barrier()
+        self.checkpoint = CheckpointReport(
+            step=self.step,
+            tokens=self.tokens,
+            folder=str(checkpoint_folder(self._folder, self.step).absolute()),
+            manifest_sha256=sha256,
+            duration_s=time.perf_counter() - started_s,
+        )
+        return self.checkpoint
+
+    def summary(self) -> RunSummary:
+        """Return the summary of a run that has trained its whole budget and was evaluated."""
+        config, tail = self._config, self.telemetry.tail
+        size, router = model_size(config.model), tail.router
+        return RunSummary(
+            final_loss=tail.loss,
+            initial_bits_per_byte=_bits_per_byte(self._initial),
+            bits_per_byte=_bits_per_byte(self._last),
+            worst_max_violation=router and router.worst_max_violation,
+            worst_max_violation_layer=router and router.worst_max_violation_layer,
+            min_token_entropy=router and router.min_token_entropy,
+            min_load_entropy=router and router.min_load_entropy,
+            max_dead_fraction=router and router.max_dead_fraction,
+            num_spikes=self.telemetry.num_spikes,
+            tokens_per_s=tokens_per_s(self.tokens, self.clock.duration_s),
+            training_duration_s=self.clock.duration_s,
+            total_parameters=size.total,
+            active_parameters=size.active,
+            flops_per_token=flops_per_token(config.model, seq_len=config.data.seq_len),
+            domain_information=measure_specialization(config, self._model, self._data.evaluation_sets),
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """Return what, besides tensors, a resumed run needs. Every worker must call it."""
+        return {
+            "next_sample_index": self.step * self._config.loop.global_batch_size,
+            "training_duration_s": self.clock.duration_s,
+            "random_states": random_state(self._world),
+            "telemetry": self.telemetry.state(),
+            "initial_evaluation": _plain(self._initial),
+            "last_evaluation": _plain(self._last),
+            "last_evaluation_step": self._last_step,
+        }
+
+    def _resume(self, path: Path) -> None:
+        manifest, state = load_checkpoint(
+            path,
+            config=self._config,
+            data_fingerprint=self._data.fingerprint,
+            model=self._model,
+            optimizer=self._optimizer,
+        )
+        here, there = (self._world.world_size, torch.get_num_threads()), (manifest.world_size, manifest.num_threads)
+        if here != there:
+            logger.warning("%s was written by %d workers of %d threads: the resume is not bit-exact", path, *there)
+        self.step = manifest.step
+        self.checkpoint = CheckpointReport(
+            step=manifest.step,
+            tokens=manifest.tokens,
+            folder=str(path.absolute()),
+            manifest_sha256=manifest.sha256,
+            duration_s=0.0,
+        )
+        self.clock.resume_from(state["training_duration_s"])
+        self.telemetry.restore(state["telemetry"], step=self.step)
+        restore_random_state(state["random_states"], self._world)
+        self._initial = _evaluation(state["initial_evaluation"])
+        self._last = _evaluation(state["last_evaluation"])
+        self._last_step = state["last_evaluation_step"]
+
+
+def _bits_per_byte(evaluation: Evaluation) -> dict[str, float]:
+    return {domain: figures.bits_per_byte for domain, figures in evaluation.items()}
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    return {domain: figures.model_dump() for domain, figures in evaluation.items()}
+
+
+def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
+    return {domain: DomainEvaluation.model_validate(figures) for domain, figures in plain.items()}
