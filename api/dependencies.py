@@ -1,12 +1,11 @@
 """What endpoints ask for: the settings, the database, a page of a list."""
 
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, Query, Request
 
 from api.settings import Settings
-
-Database = Any
+from orchestrator.store.session import Database
 
 
 def _settings(request: Request) -> Settings:

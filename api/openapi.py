@@ -26,7 +26,7 @@ def build(app: FastAPI) -> Json:
     """The OpenAPI 3.1 document of `app`, with the components that stored documents refer to."""
     document = get_openapi(
         title=app.title,
-        version=app.version,
+        version="1",  # of the API, as in its paths; not that of the installation
         openapi_version="3.1.0",
         summary="Experiments on small mixture-of-experts language models.",
         routes=app.routes,
@@ -99,7 +99,7 @@ def text() -> str:
     from api.app import create_app
     from api.settings import Settings
 
-    app = create_app(Settings(home=Path("."), database_url="sqlite://", token=None))
+    app = create_app(Settings(home=Path(), database_url="sqlite://", token=None))
     return json.dumps(build(app), indent=2, ensure_ascii=True) + "\n"
 
 

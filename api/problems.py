@@ -15,6 +15,7 @@ from orchestrator.errors import (
     EvenloadError,
     IdempotencyKeyReused,
     IllegalTransition,
+    InvalidCursor,
     NotFound,
     SpecProblem,
     SpecRejected,
@@ -49,6 +50,8 @@ UNAUTHENTICATED = Kind("unauthenticated", 401, "A token is needed")
 FORBIDDEN = Kind("cross-site", 403, "The request came from another site")
 MISDIRECTED = Kind("unknown-host", 421, "This server does not answer to that name")
 TOO_LARGE = Kind("body-too-large", 413, "The body is too large")
+NOT_JSON_TYPE = Kind("not-json-type", 415, "The body is not declared as JSON")
+SLOW_BODY = Kind("slow-body", 408, "The body did not arrive in time")
 TOO_MANY_STREAMS = Kind("too-many-streams", 503, "Too many event streams are open")
 INTERNAL = Kind("internal", 500, "The server failed")
 
@@ -126,18 +129,37 @@ def _of_spec_problem(problem: SpecProblem) -> ProblemError:
     )
 
 
+_BOUND_WORDS = {
+    "ge": "at least {}",
+    "gt": "more than {}",
+    "le": "at most {}",
+    "lt": "less than {}",
+    "multiple_of": "a multiple of {}",
+    "min_length": "at least {} long",
+    "max_length": "at most {} long",
+    "pattern": "text that matches {}",
+    "expected": "{}",
+}
+"""What pydantic says about a bound -> the words of `allowed`."""
+
+
 def _of_validation_error(error: Mapping[str, Any]) -> ProblemError:
+    """One of FastAPI's validation errors, said in our words."""
     location = tuple(error["loc"])
+    if error["type"] == "json_invalid":
+        message = f"not JSON: {error['ctx']['error']} at character {location[-1]}"
+        return ProblemError(pointer="", code="json_invalid", message=message, given=None, allowed="a JSON document")
     if location and location[0] == "body":
         location = location[1:]
-    context = error.get("ctx", {})
-    bounds = ", ".join(f"{name} {limit}" for name, limit in context.items() if name != "error")
+    context: Mapping[str, Any] = error.get("ctx", {})
+    allowed = ", ".join(_BOUND_WORDS[name].format(bound) for name, bound in context.items() if name in _BOUND_WORDS)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = None
+    if error["type"] != "missing":
+        given = shortened(error.get("input"))
+        message += f", got {given!r}"
     return ProblemError(
-        pointer=pointer(location),
-        code=str(error["type"]),
-        message=str(error["msg"]),
-        given=None if error["type"] == "missing" else shortened(error.get("input")),
-        allowed=bounds or None,
+        pointer=pointer(location), code=str(error["type"]), message=message, given=given, allowed=allowed or None
     )
 
 
@@ -171,6 +193,16 @@ def install(app: FastAPI) -> None:
         kind = NOT_JSON if any(entry["type"] == "json_invalid" for entry in entries) else INVALID_REQUEST
         return respond(request, kind, f"{errors[0].pointer or 'the body'}: {errors[0].message}", errors=errors)
 
+    async def on_invalid_cursor(request: Request, error: Exception) -> Response:
+        entry = ProblemError(
+            pointer="/query/cursor",
+            code="invalid_cursor",
+            message=str(error),
+            given=shortened(request.query_params.get("cursor")),
+            allowed="next_cursor of the page before",
+        )
+        return respond(request, INVALID_REQUEST, str(error), errors=[entry])
+
     async def on_evenload(request: Request, error: Exception) -> Response:
         for cls, kind in _BY_ERROR:
             if isinstance(error, cls):
@@ -199,6 +231,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SpecRejected, on_spec_rejected)
     app.add_exception_handler(RequestRefused, on_refused)
     app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(InvalidCursor, on_invalid_cursor)
     app.add_exception_handler(EvenloadError, on_evenload)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_unexpected)

@@ -38,10 +38,18 @@ class Settings:
     def __post_init__(self) -> None:
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
-                f"host={self.host!r} is reachable from other machines and there is no token; set one, or listen on 127.0.0.1"
+                f"host={self.host!r} is reachable from other machines, which needs a token; or listen on 127.0.0.1"
             )
         if self.token is not None and len(self.token) < 16:
             raise ValueError("the token is shorter than 16 characters; `evenload token --new` makes a good one")
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return (
+            f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
+        )
 
 
 def is_loopback(host: str) -> bool:

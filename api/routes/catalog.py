@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from api.catalog import catalog, spec_schema
 from api.schemas.catalog import Catalog
 
 router = APIRouter(tags=["catalog"])
@@ -12,10 +13,10 @@ router = APIRouter(tags=["catalog"])
 @router.get("/catalog", operation_id="get_catalog")
 def get_catalog() -> Catalog:
     """Metrics with units, corpora, tokenizers, and components with their JSON Schemas."""
-    raise NotImplementedError
+    return catalog()
 
 
 @router.get("/schema/experiment-spec.json", operation_id="get_spec_schema")
 def get_spec_schema() -> dict[str, Any]:
     """JSON Schema of an experiment spec, for editors."""
-    raise NotImplementedError
+    return spec_schema()

@@ -1,15 +1,19 @@
 """Experiments: submit, estimate, list, read, cancel, compare."""
 
+import hashlib
+import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Request, Response
+from fastapi import APIRouter, Body, Header, Response
 
-from api.dependencies import Cursor, DatabaseOf, Limit, SettingsOf
-from api.problems import KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
+from api.answers import experiment_detail, experiment_summaries, run_rows, trial_rows
+from api.dependencies import Cursor, DatabaseOf, Limit
+from api.problems import ILLEGAL_TRANSITION, KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
 from api.schemas.comparison import Comparison
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, Validation
-from api.schemas.trials import TrialPage
+from api.schemas.trials import RunList, TrialPage
 from api.schemas.wire import shown_as
+from orchestrator.states import ExperimentState
 
 router = APIRouter(tags=["experiments"])
 
@@ -25,51 +29,76 @@ IdempotencyKey = Annotated[
     "/experiments",
     status_code=201,
     operation_id="submit_experiment",
-    responses=problems(SPEC_REJECTED, KEY_REUSED),
+    responses={
+        201: {"headers": {"Location": {"description": "The experiment", "schema": {"type": "string"}}}},
+        **problems(SPEC_REJECTED, KEY_REUSED),
+    },
 )
 def submit_experiment(
-    document: Document, database: DatabaseOf, settings: SettingsOf, response: Response, key: IdempotencyKey = None
+    document: Document, database: DatabaseOf, response: Response, key: IdempotencyKey = None
 ) -> ExperimentDetail:
     """Queue an experiment. Repeating the call with the same key and body gives the first answer."""
     raise NotImplementedError
 
 
 @router.post("/experiments:validate", operation_id="validate_experiment", responses=problems(SPEC_REJECTED))
-def validate_experiment(document: Document, database: DatabaseOf, settings: SettingsOf) -> Validation:
+def validate_experiment(document: Document, database: DatabaseOf) -> Validation:
     """What submitting the spec would mean: the normalised spec, sizes, costs, warnings. Nothing is stored."""
     raise NotImplementedError
 
 
 @router.get("/experiments", operation_id="list_experiments")
-def list_experiments(database: DatabaseOf, limit: Limit = 50, cursor: Cursor = None) -> ExperimentPage:
-    """Experiments, newest first."""
-    raise NotImplementedError
+def list_experiments(
+    database: DatabaseOf, limit: Limit = 50, cursor: Cursor = None, state: ExperimentState | None = None
+) -> ExperimentPage:
+    """Experiments, newest first; only those in `state` if it is given."""
+    with database.read() as work:
+        page = work.experiments.list(limit=limit, cursor=cursor, state=state)
+        return ExperimentPage(items=experiment_summaries(work, page.items), next_cursor=page.next_cursor)
 
 
 @router.get("/experiments/{experiment_id}", operation_id="get_experiment", responses=problems(NOT_FOUND))
 def get_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDetail:
     """One experiment with its trial counts, the best trial so far and the time it still needs."""
-    raise NotImplementedError
+    with database.read() as work:
+        return experiment_detail(work, work.experiments.get(experiment_id))
 
 
 @router.get("/experiments/{experiment_id}/trials", operation_id="list_trials", responses=problems(NOT_FOUND))
 def list_trials(experiment_id: str, database: DatabaseOf, limit: Limit = 200, cursor: Cursor = None) -> TrialPage:
     """Trials in order of their number; rows that arrive while paging come last."""
-    raise NotImplementedError
+    with database.read() as work:
+        work.experiments.get(experiment_id)
+        page = work.trials.list(experiment_id, limit=limit, cursor=cursor)
+        return TrialPage(items=trial_rows(work, page.items), next_cursor=page.next_cursor)
+
+
+@router.get("/experiments/{experiment_id}/runs", operation_id="list_experiment_runs", responses=problems(NOT_FOUND))
+def list_experiment_runs(experiment_id: str, database: DatabaseOf) -> RunList:
+    """Every run of every trial, in order of trial and run."""
+    with database.read() as work:
+        work.experiments.get(experiment_id)
+        return RunList(items=run_rows(work.runs.of_experiment(experiment_id)))
 
 
 @router.post(
     "/experiments/{experiment_id}:cancel",
     status_code=202,
     operation_id="cancel_experiment",
-    responses=problems(NOT_FOUND),
+    responses=problems(NOT_FOUND, ILLEGAL_TRANSITION),
 )
 def cancel_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDetail:
     """Ask for the end of an experiment: running trials write a checkpoint and stop. Asking again changes nothing."""
-    raise NotImplementedError
+    database.run(lambda work: work.experiments.request_cancel(experiment_id))
+    return get_experiment(experiment_id, database)
 
 
 @router.get("/experiments/{experiment_id}/comparison", operation_id="compare_trials", responses=problems(NOT_FOUND))
 def compare_trials(experiment_id: str, database: DatabaseOf) -> Comparison:
     """The trials side by side, best first, with what the comparison does not show."""
     raise NotImplementedError
+
+
+def fingerprint(document: Any) -> str:
+    """sha256 of a document in canonical JSON: equal for bodies that say the same."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

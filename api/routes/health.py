@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 
 from api.dependencies import DatabaseOf
 from api.schemas.services import Liveness, Readiness
+from api.services import readiness
 
 router = APIRouter(tags=["health"])
 
@@ -17,4 +18,7 @@ def get_liveness() -> Liveness:
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness, "description": "Not ready"}})
 def get_readiness(database: DatabaseOf, response: Response) -> Readiness:
     """Whether experiments can be submitted and will run, with the state of each service."""
-    raise NotImplementedError
+    answer = readiness(database)
+    if answer.status != "ready":
+        response.status_code = 503
+    return answer

@@ -1,9 +1,10 @@
 """The dashboard's session: the page exchanges the token for a cookie that scripts cannot read."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from api.auth import end_session, start_session
 from api.dependencies import SettingsOf
-from api.problems import UNAUTHENTICATED, problems
+from api.problems import FORBIDDEN, UNAUTHENTICATED, problems
 from api.schemas.wire import Question
 
 router = APIRouter(tags=["session"])
@@ -15,13 +16,13 @@ class SessionRequest(Question):
     token: str
 
 
-@router.post("/session", status_code=204, operation_id="open_session", responses=problems(UNAUTHENTICATED))
-def open_session(request: SessionRequest, settings: SettingsOf, response: Response) -> None:
+@router.post("/session", status_code=204, operation_id="open_session", responses=problems(UNAUTHENTICATED, FORBIDDEN))
+def open_session(given: SessionRequest, request: Request, settings: SettingsOf, response: Response) -> None:
     """Set the session cookie: HttpOnly, SameSite=Strict."""
-    raise NotImplementedError
+    start_session(request, response, settings, token=given.token)
 
 
-@router.delete("/session", status_code=204, operation_id="close_session")
-def close_session(response: Response) -> None:
+@router.delete("/session", status_code=204, operation_id="close_session", responses=problems(FORBIDDEN))
+def close_session(settings: SettingsOf, response: Response) -> None:
     """Remove the session cookie."""
-    raise NotImplementedError
+    end_session(response, settings)

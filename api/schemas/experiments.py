@@ -51,7 +51,7 @@ class ExperimentSummary(Answer):
     num_spikes: int
     """Loss and gradient spikes over all its trials."""
     eta_s: float | None
-    """Seconds until the planned trials are done, from their progress so far; null if nothing is known yet or it is over."""
+    """Seconds until the planned trials are done, from the pace so far; null if it is not known yet, or at the end."""
 
 
 class ExperimentDetail(ExperimentSummary):

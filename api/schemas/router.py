@@ -22,6 +22,8 @@ class RouterGrid(Answer):
     x: X
     x_unit: str
     grid: list[float]
+    raw: bool
+    """Every recorded step is in the grid, and min, last and max are the same values."""
     layers: list[int]
     """Indices in the whole model of the MoE layers, ascending; the first axis of each metric."""
     num_layers: int
@@ -54,16 +56,16 @@ class LoadHistoryMeta(Answer):
 
     The answer is one binary document: uint32 little-endian length n, n bytes of this JSON, then
     `num_frames * len(layers) * num_experts` bytes in that order. A byte is 0 if the expert got no token, else
-    `128 + 32 * log2(load / fair)`, rounded and clamped to 1..255, with `fair = step_tokens * top_k / num_experts`.
+    `128 + 32 * log2(load / fair)`, rounded and clamped to 1..255. Loads are summed over the frame, and `fair` is the
+    mean load of the layer's experts in them.
     """
 
     trial_id: str
     encoding: Literal["u8-log2"]
     num_frames: int
     steps: list[int]
-    """The step of each frame: the last recorded one of its bucket."""
+    """The last step of each frame."""
     tokens: list[int]
     layers: list[int]
     num_experts: int
-    top_k: int
-    step_tokens: int
+    top_k: int | None

@@ -21,7 +21,7 @@ class SeriesRequest(Question):
     gives one item per domain."""
     x: X = "step"
     points: int = Field(default=500, ge=2, le=5000)
-    """Buckets of the common grid; the items are raw where there are no more rows than that."""
+    """Most points of the common grid; where no more x were recorded, they are answered as they are."""
     x_range: tuple[float, float] | None = None
     """Only this part of x, both ends included."""
     layers: Literal["worst", "mean", "each"] = "worst"
@@ -50,7 +50,9 @@ class SeriesItem(Answer):
     last: list[float | None]
     max: list[float | None]
     num_rows: int
-    """Rows of telemetry behind it."""
+    """Recorded values in the range."""
+    num_nonfinite: int
+    """Those of them that are NaN or infinite and therefore in no bucket."""
 
 
 class Series(Answer):
@@ -59,7 +61,9 @@ class Series(Answer):
     x: X
     x_unit: str
     grid: list[float]
-    """The x of each bucket: its last row's where all rows agree, else the bucket's upper end."""
+    """Ascending: every recorded x if `raw`, else the upper end of each bucket."""
+    raw: bool
+    """Nothing was put into buckets: min, last and max are the same recorded values."""
     items: list[SeriesItem]
 
 

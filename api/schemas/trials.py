@@ -33,6 +33,19 @@ class Progress(Answer):
     updated_at_ms: EpochMs
 
 
+class RungRead(Answer):
+    """What the scheduler decided on a trial at a rung."""
+
+    rung: int
+    tokens: int
+    value: float | None
+    """The objective; null if it was not finite."""
+    decision: Literal["continue", "stop"] | None
+    """Null while a synchronous batch is incomplete."""
+    explanation: str | None
+    at_ms: EpochMs
+
+
 class TrialRead(Answer):
     """One row of an experiment's table of trials."""
 
@@ -57,6 +70,8 @@ class TrialRead(Answer):
     progress: Progress | None
     """Of its newest run."""
     summary: RunSummary | None
+    rungs: list[RungRead]
+    """Its arrivals at rungs, in ascending order."""
     num_runs: int
     num_retries: int
     created_at_ms: EpochMs
@@ -71,24 +86,12 @@ class TrialPage(Answer):
     next_cursor: str | None
 
 
-class RungRead(Answer):
-    """What the scheduler decided on a trial at a rung."""
-
-    rung: int
-    tokens: int
-    value: float | None
-    """The objective; null if it was not finite."""
-    decision: Literal["continue", "stop"] | None
-    """Null while a synchronous batch is incomplete."""
-    explanation: str | None
-    at_ms: EpochMs
-
-
 class RunRead(Answer):
     """One execution of a trial."""
 
     id: str
     trial_id: str
+    trial_number: int
     number: int
     """0-based order within the trial."""
     state: RunState
@@ -106,7 +109,7 @@ class RunRead(Answer):
 
 
 class RunList(Answer):
-    """All runs of a trial, first to last."""
+    """Runs of a trial, or of all trials of an experiment, in order of trial and run."""
 
     items: list[RunRead]
 
@@ -117,7 +120,6 @@ class TrialDetail(TrialRead):
     config: dict[str, Any] | None = Field(json_schema_extra=shown_as("TrainConfig"))
     """The complete TrainConfig; null if the point is infeasible as a configuration."""
     config_fingerprint: str | None
-    rungs: list[RungRead]
     layer_kinds: list[Literal["dense", "moe"]]
     """The kind of each layer, first to last; empty without a configuration."""
     mlflow_run_url: str | None

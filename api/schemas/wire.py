@@ -10,9 +10,12 @@ EpochMs = Annotated[int, Field(description="UTC milliseconds since 1970.")]
 
 
 class Answer(BaseModel):
-    """What the API sends: every field is always there, numbers that are not finite arrive as null."""
+    """What the API sends: every field is always there, numbers that are not finite arrive as null.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    Fields a newer server adds are ignored, so that an older client goes on working.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
 class Question(BaseModel):
@@ -24,7 +27,7 @@ class Question(BaseModel):
 def shown_as(name: str) -> dict[str, Any]:
     """`json_schema_extra` of a field that holds a stored document: OpenAPI shows it as component `name`.
 
-    Such a document was validated when it was stored; validating it again at every read would only cost time, and would fail
-    for documents that an older version wrote.
+    Such a document was validated when it was stored; validating it again at every read would only cost time, and would
+    fail for documents that an older version wrote.
     """
     return {"x-component": name}

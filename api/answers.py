@@ -1,0 +1,226 @@
+"""Turns the store's records into wire types."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from api.schemas.experiments import BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
+from api.schemas.trials import Progress, RungRead, RunRead, TrialDetail, TrialRead
+from orchestrator.search.grid import grid_size
+from orchestrator.search.stop import rung_tokens
+from orchestrator.spec import ExperimentSpec, GridSampler, Objective
+from orchestrator.states import TrialState, is_terminal
+from orchestrator.store.overview import Best, NewestRun, Pace, best_trials, newest_runs, num_spikes, pace
+from orchestrator.store.records import ExperimentRecord, RunRecord, TrialRecord
+from orchestrator.store.work import Work
+from trainer.config import TrainConfig
+from trainer.config.run import RunSummary
+
+
+def num_planned_trials(spec: ExperimentSpec) -> int | None:
+    """Trials of the search plus baselines; None where the spec leaves the number open."""
+    num_trials = spec.num_trials
+    if isinstance(spec.sampler, GridSampler):
+        size = grid_size(spec)
+        num_trials = size if num_trials is None else min(num_trials, size)
+    return None if num_trials is None else num_trials + len(spec.baselines)
+
+
+def experiment_summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[ExperimentSummary]:
+    """The rows of a list of experiments, in the order of `records`."""
+    return [ExperimentSummary(**fields) for fields in _summaries(work, records)]
+
+
+def experiment_detail(work: Work, record: ExperimentRecord) -> ExperimentDetail:
+    """One experiment with its documents."""
+    spec = ExperimentSpec.model_validate(record.spec)
+    return ExperimentDetail(
+        **_summaries(work, [record])[0],
+        description=spec.description,
+        document=record.document,
+        spec=record.spec,
+        warnings=list(record.warnings),
+        rung_tokens=list(rung_tokens(spec)),
+        mlflow_url=mlflow_url(work, record.mlflow_experiment_id),
+    )
+
+
+def mlflow_url(work: Work, experiment_id: str | None, run_id: str | None = None) -> str | None:
+    """The page of an experiment, or of a run of it, in the MLflow UI; None while there is none."""
+    service = work.services.get("mlflow")
+    if service is None or service.url is None or experiment_id is None:
+        return None
+    page = f"{service.url.rstrip('/')}/#/experiments/{experiment_id}"
+    return page if run_id is None else f"{page}/runs/{run_id}"
+
+
+def trial_rows(work: Work, records: Sequence[TrialRecord]) -> list[TrialRead]:
+    """The rows of a table of trials, in the order of `records`."""
+    newest = newest_runs(work.connection, [record.id for record in records])
+    return [TrialRead(**_trial_fields(record, newest.get(record.id))) for record in records]
+
+
+def trial_detail(work: Work, record: TrialRecord) -> TrialDetail:
+    """One trial with its configuration."""
+    newest = newest_runs(work.connection, [record.id])
+    experiment = work.experiments.get(record.experiment_id)
+    tracking = work.tracking.get(record.id)
+    run_id = None if tracking is None else tracking.mlflow_run_id
+    return TrialDetail(
+        **_trial_fields(record, newest.get(record.id)),
+        config=record.config,
+        config_fingerprint=record.config_fingerprint,
+        layer_kinds=[] if record.config is None else _layer_kinds(record.config),
+        mlflow_run_url=None if run_id is None else mlflow_url(work, experiment.mlflow_experiment_id, run_id),
+    )
+
+
+def run_rows(records: Iterable[RunRecord]) -> list[RunRead]:
+    """Runs in the order of `records`."""
+    return [
+        RunRead(
+            id=record.id,
+            trial_id=record.trial_id,
+            trial_number=record.trial_number,
+            number=record.number,
+            state=record.state,
+            cause=record.cause,
+            reason=record.reason,
+            since_ms=record.since_ms,
+            resumed_from_step=record.resumed_from_step,
+            stop_at_tokens=record.stop_at_tokens,
+            progress=_progress(record.progress),
+            environment=record.environment,
+            created_at_ms=record.created_at_ms,
+            started_at_ms=record.started_at_ms,
+            finished_at_ms=record.finished_at_ms,
+        )
+        for record in records
+    ]
+
+
+def remaining_s(pace: Pace, *, num_trials: int | None, num_proposed: int) -> float | None:
+    """Seconds until all planned trials are over, if trials go on as they did.
+
+    What live runs say they still need, plus the mean duration so far for every trial that has not started, shared
+    among as many trials as run now; at least what the slowest live run needs. None if nothing has told its pace yet.
+    """
+    known = [progress["eta_s"] for progress in pace.live if progress and progress.get("eta_s") is not None]
+    num_waiting = pace.num_waiting + max(0, (num_trials or 0) - num_proposed)
+    if pace.mean_duration_s is None and not known:
+        return None
+    # Before the first trial is over, one that starts is taken to need as long as a live one in all.
+    whole = [progress["eta_s"] / _share_left(progress) for progress in pace.live if progress and progress.get("eta_s")]
+    each = pace.mean_duration_s or (sum(whole) / len(whole) if whole else 0.0)
+    unknown = len(pace.live) - len(known)
+    work_s = sum(known) + (num_waiting + unknown) * each
+    return max([work_s / max(1, len(pace.live)), *known])
+
+
+def _share_left(progress: Mapping[str, Any]) -> float:
+    budget = progress.get("budget_tokens") or 1
+    return max(0.01, 1 - (progress.get("tokens") or 0) / budget)
+
+
+def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str, Any]]:
+    objectives = {record.id: Objective.model_validate(record.spec["objective"]) for record in records}
+    best = best_trials(
+        work.connection, {key: objective.direction == "maximize" for key, objective in objectives.items()}
+    )
+    spikes = num_spikes(work.connection, [record.id for record in records])
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        num_trials = num_planned_trials(ExperimentSpec.model_validate(record.spec))
+        eta_s = None
+        if not is_terminal(record.state):
+            eta_s = remaining_s(
+                pace(work.connection, record.id), num_trials=num_trials, num_proposed=sum(record.trial_counts.values())
+            )
+        rows.append(
+            {
+                "id": record.id,
+                "name": record.name,
+                "state": record.state,
+                "reason": record.reason,
+                "since_ms": record.since_ms,
+                "created_at_ms": record.created_at_ms,
+                "finished_at_ms": record.finished_at_ms,
+                "objective": objectives[record.id],
+                "num_trials": num_trials,
+                "trial_counts": TrialCounts(**{state.value: record.trial_counts.get(state, 0) for state in TrialState}),
+                "best": _best(best.get(record.id)),
+                "num_spikes": spikes[record.id],
+                "eta_s": eta_s,
+            }
+        )
+    return rows
+
+
+def _best(best: Best | None) -> BestTrial | None:
+    if best is None:
+        return None
+    return BestTrial(
+        trial_id=best.trial_id,
+        number=best.number,
+        objective=best.objective,
+        objective_tokens=best.objective_tokens,
+        params=best.params,
+    )
+
+
+def _trial_fields(record: TrialRecord, newest: NewestRun | None) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "experiment_id": record.experiment_id,
+        "number": record.number,
+        "kind": record.kind.value,
+        "label": record.label,
+        "batch": record.batch,
+        "state": record.state,
+        "cause": record.cause,
+        "reason": record.reason,
+        "since_ms": record.since_ms,
+        "params": record.params,
+        "objective": record.objective,
+        "objective_tokens": record.objective_tokens,
+        "progress": None if newest is None else _progress(newest.progress),
+        "summary": _summary(record.summary),
+        "rungs": [
+            RungRead(
+                rung=rung.rung,
+                tokens=rung.tokens,
+                value=rung.value,
+                decision=None if rung.decision is None else rung.decision.value,
+                explanation=rung.explanation,
+                at_ms=rung.at_ms,
+            )
+            for rung in record.rungs
+        ],
+        "num_runs": 0 if newest is None else newest.num_runs,
+        "num_retries": record.num_retries,
+        "created_at_ms": record.created_at_ms,
+        "started_at_ms": record.started_at_ms,
+        "finished_at_ms": record.finished_at_ms,
+    }
+
+
+def _progress(stored: Mapping[str, Any] | None) -> Progress | None:
+    if not stored:
+        return None
+    # A file of the run, copied by the driver: what an older trainer left out is absent, not an error.
+    return Progress.model_validate(dict.fromkeys(Progress.model_fields) | {"num_spikes": 0} | dict(stored))
+
+
+def _summary(stored: Mapping[str, Any] | None) -> RunSummary | None:
+    """The stored summary if it is a whole one; a pruned trial's holds its last evaluation only."""
+    if stored is None:
+        return None
+    try:
+        return RunSummary.model_validate(stored)
+    except ValidationError:
+        return None
+
+
+def _layer_kinds(config: Mapping[str, Any]) -> list[Any]:
+    return list(TrainConfig.model_validate(config).model.layer_kinds())

@@ -1,0 +1,339 @@
+"""The Python client: `Client().submit("spec.yaml")`. Needs httpx and pydantic only, no torch.
+
+from api.client import Client
+
+client = Client()  # of the same EVENLOAD_HOME as the server, or of EVENLOAD_URL and EVENLOAD_TOKEN
+experiment = client.submit("studies/000-balancing/spec.yaml")
+client.wait(experiment.id)
+for row in client.comparison(experiment.id).rows:
+    print(row.rank, row.params, row.objective)
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from api.address import DEFAULT_URL, known_address
+from api.errors import RequestFailed, ServerUnreachable, from_problem
+from api.schemas.comparison import Comparison
+from api.schemas.events import Event, EventPage
+from api.schemas.experiments import ExperimentDetail, ExperimentPage, ExperimentSummary, Validation
+from api.schemas.problems import Problem
+from api.schemas.router import RouterLoads
+from api.schemas.series import EvaluationList, Series, SpikeList
+from api.schemas.services import Readiness, ServiceList
+from api.schemas.trials import Diff, RunList, TrialDetail, TrialPage, TrialRead
+from orchestrator import home
+from orchestrator.states import is_terminal
+
+M = TypeVar("M", bound=BaseModel)
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
+NUM_ATTEMPTS = 4
+LARGEST_PAUSE_S = 10.0
+
+
+class Client:
+    """Talks to one server. Every method raises ServerUnreachable or RequestFailed.
+
+    Args:
+        url: the server's address; EVENLOAD_URL, else where the server of the home folder listens.
+        token: the bearer token; EVENLOAD_TOKEN, else the one in the home folder.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        self.url = (url or os.environ.get("EVENLOAD_URL") or known_address(home.home()) or DEFAULT_URL).rstrip("/")
+        token = token or os.environ.get("EVENLOAD_TOKEN")
+        if token is None:
+            file = home.token_path(home.home())
+            token = file.read_text().strip() if file.exists() else None
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,  # a proxy of the environment has no business with a server on this machine
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    # Experiments
+
+    def submit(
+        self, spec: Mapping[str, Any] | str | os.PathLike[str], *, idempotency_key: str | None = None
+    ) -> ExperimentDetail:
+        """Queue an experiment.
+
+        Args:
+            spec: the document, or the path of a YAML or JSON file.
+            idempotency_key: submitting again with the same key and spec gives the same experiment. Without one, a
+                fresh key still makes the retries of this one call safe.
+
+        Raises:
+            SpecRefused: with one entry in `problem.errors` per field that is wrong.
+        """
+        headers = {"Idempotency-Key": idempotency_key or f"client-{uuid.uuid4()}"}
+        return self._call(ExperimentDetail, "POST", "/v1/experiments", content=_body(spec), headers=headers, retry=True)
+
+    def validate(self, spec: Mapping[str, Any] | str | os.PathLike[str]) -> Validation:
+        """What submitting the spec would mean; nothing is stored. Raises SpecRefused like `submit`."""
+        return self._call(Validation, "POST", "/v1/experiments:validate", content=_body(spec), retry=True)
+
+    def experiments(self, *, limit: int = 50, cursor: str | None = None) -> ExperimentPage:
+        """One page of experiments, newest first."""
+        return self._call(ExperimentPage, "GET", "/v1/experiments", params={"limit": limit, "cursor": cursor})
+
+    def list_experiments(self) -> Iterator[ExperimentSummary]:
+        """All experiments, newest first, fetched page by page."""
+        cursor: str | None = None
+        while True:
+            page = self.experiments(limit=200, cursor=cursor)
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def experiment(self, experiment_id: str) -> ExperimentDetail:
+        """One experiment."""
+        return self._call(ExperimentDetail, "GET", f"/v1/experiments/{_segment(experiment_id)}")
+
+    def cancel(self, experiment_id: str) -> ExperimentDetail:
+        """Ask for the end of an experiment; asking again changes nothing."""
+        return self._call(ExperimentDetail, "POST", f"/v1/experiments/{_segment(experiment_id)}:cancel", retry=True)
+
+    def comparison(self, experiment_id: str) -> Comparison:
+        """The trials side by side, best first."""
+        return self._call(Comparison, "GET", f"/v1/experiments/{_segment(experiment_id)}/comparison")
+
+    def wait(self, experiment_id: str, *, timeout_s: float | None = None, poll_s: float = 1.0) -> ExperimentDetail:
+        """The experiment once it is over; raises TimeoutError after `timeout_s` seconds."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            experiment = self.experiment(experiment_id)
+            if is_terminal(experiment.state):
+                return experiment
+            if deadline is not None and time.monotonic() + poll_s > deadline:
+                raise TimeoutError(f"experiment {experiment_id} is still {experiment.state} after {timeout_s} s")
+            time.sleep(poll_s)
+
+    def events(self, experiment_id: str, *, after: int = 0, limit: int = 200) -> EventPage:
+        """Events with an id above `after`, oldest first."""
+        path = f"/v1/experiments/{_segment(experiment_id)}/events"
+        return self._call(EventPage, "GET", path, params={"after": after, "limit": limit})
+
+    def watch(self, experiment_id: str, *, after: int = 0) -> Iterator[Event]:
+        """Events as they happen, from the one after `after` until the experiment is over.
+
+        A broken connection is taken up again where it ended: no event is missed or given twice.
+        """
+        path = f"/v1/experiments/{_segment(experiment_id)}/events"
+        pause_s = 0.5
+        while True:
+            headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+            try:
+                with self._http.stream("GET", path, headers=headers) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        raise _failure(response)
+                    for name, data in _server_sent(response.iter_lines()):
+                        if name == "end":
+                            return
+                        event = Event.model_validate_json(data)
+                        after, pause_s = event.id, 0.5
+                        yield event
+            except httpx.TransportError as error:
+                if pause_s > LARGEST_PAUSE_S:
+                    raise self._unreachable(error) from error
+            time.sleep(pause_s)
+            pause_s *= 2
+
+    # Trials and runs
+
+    def trials(self, experiment_id: str) -> list[TrialRead]:
+        """All trials in order of their number."""
+        rows: list[TrialRead] = []
+        cursor: str | None = None
+        while True:
+            params = {"limit": 1000, "cursor": cursor}
+            page = self._call(TrialPage, "GET", f"/v1/experiments/{_segment(experiment_id)}/trials", params=params)
+            rows += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return rows
+
+    def trial(self, trial_id: str) -> TrialDetail:
+        """One trial with its configuration."""
+        return self._call(TrialDetail, "GET", f"/v1/trials/{_segment(trial_id)}")
+
+    def runs(self, trial_id: str) -> RunList:
+        """All runs of a trial."""
+        return self._call(RunList, "GET", f"/v1/trials/{_segment(trial_id)}/runs")
+
+    def diff(self, trials: Sequence[str]) -> Diff:
+        """Only the configuration values that differ."""
+        return self._call(Diff, "POST", "/v1/trials:diff", content=_json({"trials": list(trials)}))
+
+    # Telemetry
+
+    def series(
+        self,
+        keys: Sequence[str],
+        *,
+        trials: Sequence[str] = (),
+        runs: Sequence[str] = (),
+        x: Literal["step", "tokens", "time", "flops"] = "step",
+        points: int = 500,
+        x_range: tuple[float, float] | None = None,
+        layers: Literal["worst", "mean", "each"] = "worst",
+    ) -> Series:
+        """Metrics on a common grid: minimum, last value and maximum of each bucket."""
+        request = {
+            "trials": list(trials),
+            "runs": list(runs),
+            "keys": list(keys),
+            "x": x,
+            "points": points,
+            "x_range": x_range,
+            "layers": layers,
+        }
+        return self._call(Series, "POST", "/v1/series:query", content=_json(request))
+
+    def loads(self, trial_id: str, *, step: int | None = None) -> RouterLoads:
+        """Exact tokens per layer and expert in one step, the newest if `step` is None."""
+        return self._call(RouterLoads, "GET", f"/v1/trials/{_segment(trial_id)}/router/loads", params={"step": step})
+
+    def spikes(self, trial_id: str) -> SpikeList:
+        """Loss and gradient spikes."""
+        return self._call(SpikeList, "GET", f"/v1/trials/{_segment(trial_id)}/spikes")
+
+    def evaluations(self, trial_id: str) -> EvaluationList:
+        """Held-out bits per byte and loss per corpus."""
+        return self._call(EvaluationList, "GET", f"/v1/trials/{_segment(trial_id)}/evaluations")
+
+    # The installation
+
+    def services(self) -> ServiceList:
+        """Processes of the installation as they last reported."""
+        return self._call(ServiceList, "GET", "/v1/services")
+
+    def readiness(self) -> Readiness:
+        """Whether experiments can be submitted and will run."""
+        try:
+            response = self._http.get("/readyz")
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.status_code not in (200, 503):
+            raise _failure(response)
+        return _parsed(Readiness, response)
+
+    def _call(
+        self,
+        model: type[M],
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        retry: bool = False,
+    ) -> M:
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        sent = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
+        attempts = NUM_ATTEMPTS if retry or method == "GET" else 1
+        for attempt in range(1, attempts + 1):
+            try:
+                response = self._http.request(method, path, params=given, content=content, headers=sent)
+            except httpx.ConnectError as error:
+                raise self._unreachable(error) from error
+            except httpx.TransportError as error:
+                if attempt == attempts:
+                    raise self._unreachable(error) from error
+            else:
+                if response.is_success:
+                    return _parsed(model, response)
+                if response.status_code != 503 or attempt == attempts:
+                    raise _failure(response)
+            time.sleep(0.25 * 2**attempt)
+        raise AssertionError("the last attempt returned or raised")
+
+    def _unreachable(self, error: Exception) -> ServerUnreachable:
+        reason = str(error) or type(error).__name__
+        return ServerUnreachable(
+            f"no server answers at {self.url} ({reason}); start one with `evenload up`, or set EVENLOAD_URL"
+        )
+
+
+def _json(value: Any) -> bytes:
+    # NaN is sent as it is: the server names the field it stands in.
+    return json.dumps(value).encode()
+
+
+def _body(spec: Mapping[str, Any] | str | os.PathLike[str]) -> bytes:
+    if isinstance(spec, Mapping):
+        return _json(dict(spec))
+    from api.documents import read_document
+
+    return _json(read_document(Path(spec)))
+
+
+def _segment(identifier: str) -> str:
+    from urllib.parse import quote
+
+    return quote(identifier, safe="")
+
+
+def _parsed(model: type[M], response: httpx.Response) -> M:
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        raise RequestFailed(_unreadable(response, f"the answer is not a {model.__name__}: {error}")) from error
+
+
+def _failure(response: httpx.Response) -> RequestFailed:
+    if response.headers.get("content-type", "").startswith("application/problem+json"):
+        return from_problem(Problem.model_validate_json(response.content))
+    return RequestFailed(_unreadable(response, f"{response.status_code} from something that is not evenload"))
+
+
+def _unreadable(response: httpx.Response, detail: str) -> Problem:
+    return Problem(
+        type="urn:evenload:problem:unreadable-answer",
+        title="The answer cannot be understood",
+        status=response.status_code,
+        detail=detail,
+        instance=str(response.request.url.path),
+        request_id=response.headers.get("x-request-id", ""),
+        errors=[],
+    )
+
+
+def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """(event name, data) of each event with data in a text/event-stream."""
+    name, data = "message", list[str]()
+    for line in lines:
+        if not line:
+            if data:
+                yield name, "\n".join(data)
+            name, data = "message", []
+        elif line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif line.startswith("event:"):
+            name = line[6:].strip()
