@@ -99,7 +99,7 @@ def text() -> str:
     from api.app import create_app
     from api.settings import Settings
 
-    app = create_app(Settings(home=Path(), database_url="sqlite://", token=None))
+    app = create_app(Settings(home=Path(), database_url="sqlite:///unused.db", token=None))
     return json.dumps(build(app), indent=2, ensure_ascii=True) + "\n"
 
 
