@@ -36,12 +36,15 @@ class Routing(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
+        """T."""
         return self.expert_ids_TK.shape[0]
 
     @property
     def top_k(self) -> int:
+        """K."""
         return self.expert_ids_TK.shape[1]
 
     @property
     def num_pairs(self) -> int:
+        """N = T*K."""
         return self.permutation_N.shape[0]

@@ -63,8 +63,7 @@ def route_torch(
             ),
             counts_E=order.counts_E,
             prob_sum_E=prob_sum_E.detach(),
-            # Scattered into a dense block and then summed: adding into E cells directly would be float atomics on CUDA.
-            gate_mass_E=torch.zeros_like(probs_TE).scatter_(1, expert_ids_TK, weights_TK).sum(dim=0),
+            gate_mass_E=gate_mass(expert_ids_TK, weights_TK, num_experts),
         )
     return Routing(expert_ids_TK, weights_TK, *order, prob_sum_E=prob_sum_E, z_sum=z_sum, stats=stats)
 
@@ -107,6 +106,15 @@ def expert_order(expert_ids_TK: Tensor, num_experts: int) -> ExpertOrder:
         permutation_N=torch.empty_like(inverse_N).scatter_(0, inverse_N, pairs_N),
         inverse_N=inverse_N,
     )
+
+
+def gate_mass(expert_ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Tensor:
+    """Returns the weight each expert was given, summed over its pairs.
+
+    Scattered into a dense block and then summed: adding into E cells directly would be float atomics on CUDA.
+    """
+    dense_TE = weights_TK.new_zeros(weights_TK.shape[0], num_experts)
+    return dense_TE.scatter_(1, expert_ids_TK, weights_TK).sum(dim=0)
 
 
 def statistics(

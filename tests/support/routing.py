@@ -1,13 +1,12 @@
 """Inputs for routing and what two implementations of it must agree on."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels import Backend, Routing, route
-
-Score = Literal["softmax", "sigmoid"]
+from kernels.route import Score
 
 
 class RoutingCase(NamedTuple):
