@@ -1,0 +1,128 @@
+"""The memory estimate against the bytes autograd really keeps."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.models import CPU, META, random_tokens
+from trainer.config.train import TrainConfig
+from trainer.model.build import build_model
+from trainer.model.size import memory_estimate, model_size
+from trainer.optimizers.build import build_optimizer
+from trainer.precision.build import build_precision
+
+GIB = 2**30
+
+
+def train_config(*, precision: str = "fp32", moe: dict[str, Any] | None = None, **fields: Any) -> TrainConfig:
+    document = {
+        "model": {
+            "vocab_size": 1024,
+            "dim": 64,
+            "num_layers": 3,
+            "hidden_dim": 160,
+            "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "qk_norm": moe is None},
+            "moe": moe,
+        },
+        "data": {"seq_len": 32, "tokenizer": "bpe-1024"},
+        "optimizer": {"lr": 1e-3},
+        "precision": {"kind": precision},
+        "loop": {"budget_tokens": 1000, "global_batch_size": 4, "micro_batch_size": 4} | fields,
+    }
+    return TrainConfig.model_validate(document)
+
+
+def bytes_kept(config: TrainConfig) -> int:
+    """Returns the bytes the forward pass of a micro-batch keeps for the backward pass, parameters excepted."""
+    model = build_model(config.model, seed=0, device=CPU)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in parameters:
+            kept.setdefault(address, tensor)
+        return tensor
+
+    tokens_BL = random_tokens(config.loop.micro_batch_size, config.data.seq_len, vocab_size=1024)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        build_precision(config.precision, CPU).autocast(),
+    ):
+        model(tokens_BL, tokens_BL)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+MOE = {"num_experts": 8, "top_k": 2, "hidden_dim": 48}
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [None, MOE, MOE | {"num_shared_experts": 2, "num_dense_layers": 1}],
+    ids=["dense", "moe", "moe_shared_dense_first"],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+def test_activations_are_what_autograd_keeps(precision: str, moe: dict[str, Any] | None) -> None:
+    config = train_config(precision=precision, moe=moe)
+    estimate = memory_estimate(config)
+    head_gradient = 4 * config.model.vocab_size * config.model.dim  # kept too, counted as logits
+    casts = 2 * model_size(config.model).non_embedding_total if precision == "bf16_autocast" else 0
+    measured = bytes_kept(config) - head_gradient
+    # Above by the gradients of the last norm, which exist in the backward pass only; that is the last 16*D a token.
+    assert estimate.activations_gib * GIB + casts == pytest.approx(measured, rel=0.06)
+
+
+def test_activations_grow_with_the_micro_batch_and_nothing_else_does() -> None:
+    small = memory_estimate(train_config(moe=MOE, global_batch_size=16, micro_batch_size=4))
+    large = memory_estimate(train_config(moe=MOE, global_batch_size=16, micro_batch_size=16))
+    assert large.activations_gib == 4 * small.activations_gib
+    assert (large.weights_gib, large.gradients_gib, large.optimizer_gib) == (
+        small.weights_gib,
+        small.gradients_gib,
+        small.optimizer_gib,
+    )
+    assert memory_estimate(train_config(moe=MOE, global_batch_size=64, micro_batch_size=4)) == small
+
+
+def test_weights_gradients_and_optimizer_are_the_bytes_of_the_built_ones() -> None:
+    config = train_config(moe=MOE)
+    estimate = memory_estimate(config)
+    model = build_model(config.model, seed=0, device=CPU)
+    optimizer = build_optimizer(config.optimizer, model)
+    model(random_tokens(1, 8), random_tokens(1, 8, seed=1)).loss.backward()
+    optimizer.step()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    moments = sum(
+        value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    )
+    assert estimate.weights_gib * GIB == weights
+    assert estimate.gradients_gib * GIB == sum(parameter.grad.nbytes for parameter in model.parameters())
+    # AdamW keeps a step counter of 4 bytes per parameter tensor besides its moments.
+    assert estimate.optimizer_gib * GIB == moments - 4 * len(list(model.parameters()))
+
+
+def test_total_is_the_sum_of_the_parts() -> None:
+    estimate = memory_estimate(train_config())
+    parts = (
+        estimate.weights_gib,
+        estimate.gradients_gib,
+        estimate.optimizer_gib,
+        estimate.activations_gib,
+        estimate.logits_gib,
+    )
+    assert estimate.total_gib == pytest.approx(sum(parts))
+    assert min(parts) > 0
+
+
+def test_a_model_of_sixteen_billion_parameters_is_sized_without_building_it() -> None:
+    document = train_config().model_dump()
+    document["model"] |= {"dim": 2048, "num_layers": 28, "vocab_size": 102_400, "hidden_dim": 10944}
+    document["model"]["moe"] = {"num_experts": 64, "top_k": 6, "hidden_dim": 1408, "num_shared_experts": 2}
+    config = TrainConfig.model_validate(document)
+    # 16 bytes per parameter, of which there are as many as in the model's shapes.
+    num_parameters = sum(parameter.numel() for parameter in build_model(config.model, seed=0, device=META).parameters())
+    estimate = memory_estimate(config)
+    states = estimate.weights_gib + estimate.gradients_gib + estimate.optimizer_gib
+    assert states == pytest.approx(16 * num_parameters / GIB)
