@@ -50,6 +50,12 @@ class Events(Repository):
         rows = self._connection.execute(query.order_by(EventRow.id).limit(check_limit(limit))).mappings()
         return tuple(EventRecord(**row) for row in rows)
 
+    def count(self, kind: str, *, run_id: str) -> int:
+        """How many events of one kind a run has."""
+        return self._connection.execute(
+            select(func.count()).select_from(EventRow).where(EventRow.kind == kind, EventRow.run_id == run_id)
+        ).scalar_one()
+
     def last_id(self) -> int:
         """The id of the newest event, 0 if there is none."""
         return self._connection.execute(select(func.coalesce(func.max(EventRow.id), 0))).scalar_one()
