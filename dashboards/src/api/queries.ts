@@ -1,0 +1,210 @@
+/** What the pages ask the API, as hooks. Live things are asked again every 2 s, others once. */
+
+import { keepPreviousData, useQueries, useQuery, useQueryClient, useMutation, type UseQueryResult } from "@tanstack/react-query";
+
+import { get, getBytes, post, type ApiError, type Schemas } from "./client";
+import { parseLoadHistory, type LoadHistory } from "./loadHistory";
+
+export type Answer<T> = UseQueryResult<T, ApiError>;
+
+const LIVE_MS = 2_000;
+const SLOWEST_MS = 30_000;
+/** Runs flush their telemetry every couple of seconds; asking more often for the larger answers shows nothing new. */
+const LIVE_SERIES_MS = 4_000;
+
+interface Poll {
+  readonly state: { readonly status: string; readonly dataUpdatedAt: number };
+}
+
+/** Polling that backs off: after errors it waits as long as it has been without data, so the wait doubles up to 30 s. */
+function every(period: number): (query: Poll) => number {
+  return (query) => {
+    if (query.state.status !== "error") return period;
+    return Math.min(SLOWEST_MS, Math.max(period, Date.now() - query.state.dataUpdatedAt));
+  };
+}
+
+const while_ = (live: boolean, period: number): { refetchInterval: ((query: Poll) => number) | false } => ({
+  refetchInterval: live ? every(period) : false,
+});
+
+const ENDED: ReadonlySet<string> = new Set(["completed", "pruned", "failed", "infeasible", "cancelled", "lost"]);
+
+/** True while the state of an experiment, trial or run may still change. */
+export function isLive(state: string | undefined): boolean {
+  return state !== undefined && !ENDED.has(state);
+}
+
+/** Units and descriptions of every metric. */
+export function useCatalog(): Answer<Schemas["Catalog"]> {
+  return useQuery({ queryKey: ["catalog"], queryFn: ({ signal }) => get("/v1/catalog", { signal }), staleTime: Infinity });
+}
+
+export function useExperiments(cursor: string | null): Answer<Schemas["ExperimentPage"]> {
+  return useQuery({
+    queryKey: ["experiments", cursor],
+    queryFn: ({ signal }) => get("/v1/experiments", { query: { limit: 25, cursor }, signal }),
+    placeholderData: keepPreviousData,
+    // A new experiment may be submitted at any time.
+    refetchInterval: (query) => every(query.state.data?.items.some((item) => isLive(item.state)) ? LIVE_MS : 5 * LIVE_MS)(query),
+  });
+}
+
+export function useExperiment(id: string | undefined): Answer<Schemas["ExperimentDetail"]> {
+  return useQuery({
+    queryKey: ["experiment", id],
+    queryFn: ({ signal }) => get("/v1/experiments/{experiment_id}", { path: { experiment_id: id ?? "" }, signal }),
+    enabled: id !== undefined,
+    refetchInterval: (query) => (query.state.data && !isLive(query.state.data.state) ? false : every(LIVE_MS)(query)),
+  });
+}
+
+/** Every trial of the experiment, in order of number. */
+export function useTrials(experimentId: string, live: boolean): Answer<Schemas["TrialRead"][]> {
+  return useQuery({
+    queryKey: ["trials", experimentId],
+    queryFn: async ({ signal }) => {
+      const trials: Schemas["TrialRead"][] = [];
+      let cursor: string | null = null;
+      do {
+        const page: Schemas["TrialPage"] = await get("/v1/experiments/{experiment_id}/trials", {
+          path: { experiment_id: experimentId },
+          query: { limit: 500, cursor },
+          signal,
+        });
+        trials.push(...page.items);
+        cursor = page.next_cursor;
+      } while (cursor !== null);
+      return trials;
+    },
+    ...while_(live, LIVE_MS),
+  });
+}
+
+function comparisonOf(experimentId: string, live: boolean, period: number) {
+  return {
+    queryKey: ["comparison", experimentId, live],
+    queryFn: ({ signal }: { signal: AbortSignal }) =>
+      get("/v1/experiments/{experiment_id}/comparison", { path: { experiment_id: experimentId }, signal }),
+    placeholderData: keepPreviousData,
+    staleTime: live ? 0 : Infinity,
+    ...while_(live, period),
+  };
+}
+
+export function useComparison(experimentId: string, live: boolean): Answer<Schemas["Comparison"]> {
+  return useQuery(comparisonOf(experimentId, live, LIVE_SERIES_MS));
+}
+
+/** The comparisons of several experiments, in their order. */
+export function useComparisons(experiments: readonly { readonly id: string; readonly state: string }[]): Answer<Schemas["Comparison"]>[] {
+  return useQueries({ queries: experiments.map(({ id, state }) => comparisonOf(id, isLive(state), 5 * LIVE_MS)) });
+}
+
+export function useTrial(id: string): Answer<Schemas["TrialDetail"]> {
+  return useQuery(trialOf(id));
+}
+
+function trialOf(id: string) {
+  return {
+    queryKey: ["trial", id],
+    queryFn: ({ signal }: { signal: AbortSignal }) => get("/v1/trials/{trial_id}", { path: { trial_id: id }, signal }),
+    refetchInterval: (query: Poll & { state: { data: Schemas["TrialDetail"] | undefined } }) =>
+      query.state.data && !isLive(query.state.data.state) ? (false as const) : every(LIVE_MS)(query),
+  };
+}
+
+/** Several trials, in the order asked for. */
+export function useTrialDetails(ids: readonly string[]): Answer<Schemas["TrialDetail"]>[] {
+  return useQueries({ queries: ids.map(trialOf) });
+}
+
+export function useRuns(trialId: string, live: boolean): Answer<Schemas["RunList"]> {
+  return useQuery({
+    queryKey: ["runs", trialId],
+    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/runs", { path: { trial_id: trialId }, signal }),
+    ...while_(live, LIVE_MS),
+  });
+}
+
+export type SeriesQuestion = Pick<Schemas["SeriesRequest"], "trials" | "keys" | "x"> & Partial<Schemas["SeriesRequest"]>;
+
+/** Curves on a common grid. With no trial there is nothing to ask. */
+export function useSeries(question: SeriesQuestion, live: boolean): Answer<Schemas["Series"]> {
+  return useQuery({
+    queryKey: ["series", question],
+    queryFn: ({ signal }) => post("/v1/series:query", { body: { runs: [], points: 500, layers: "worst", ...question }, signal }),
+    enabled: (question.trials?.length ?? 0) > 0,
+    placeholderData: keepPreviousData,
+    ...while_(live, LIVE_SERIES_MS),
+  });
+}
+
+export function useRouter(trialId: string, keys: readonly string[], live: boolean, enabled: boolean): Answer<Schemas["RouterGrid"]> {
+  return useQuery({
+    queryKey: ["router", trialId, keys],
+    queryFn: ({ signal }) =>
+      get("/v1/trials/{trial_id}/router", { path: { trial_id: trialId }, query: { keys: [...keys], x: "step", points: 200 }, signal }),
+    enabled,
+    placeholderData: keepPreviousData,
+    ...while_(live, LIVE_SERIES_MS),
+  });
+}
+
+function loadsOf(trialId: string, step: number | null, live: boolean) {
+  return {
+    queryKey: ["loads", trialId, step],
+    queryFn: ({ signal }: { signal: AbortSignal }) => get("/v1/trials/{trial_id}/router/loads", { path: { trial_id: trialId }, query: { step }, signal }),
+    placeholderData: keepPreviousData,
+    ...while_(live && step === null, LIVE_SERIES_MS),
+  };
+}
+
+/** Exact loads at a step; null asks for the newest. */
+export function useLoads(trialId: string, step: number | null, live: boolean, enabled: boolean): Answer<Schemas["RouterLoads"]> {
+  return useQuery({ ...loadsOf(trialId, step, live), enabled });
+}
+
+/** The newest loads of several trials. */
+export function useNewestLoads(trials: readonly { readonly id: string; readonly state: string }[]): Answer<Schemas["RouterLoads"]>[] {
+  return useQueries({ queries: trials.map(({ id, state }) => loadsOf(id, null, isLive(state))) });
+}
+
+export function useLoadHistory(trialId: string, live: boolean, enabled: boolean): Answer<LoadHistory> {
+  return useQuery({
+    queryKey: ["load-history", trialId],
+    queryFn: async ({ signal }) =>
+      parseLoadHistory(await getBytes("/v1/trials/{trial_id}/router/load-history", { path: { trial_id: trialId }, query: { frames: 300 }, signal })),
+    enabled,
+    structuralSharing: false,
+    ...while_(live, 2 * LIVE_SERIES_MS),
+  });
+}
+
+export function useSpikes(trialId: string, live: boolean): Answer<Schemas["SpikeList"]> {
+  return useQuery({
+    queryKey: ["spikes", trialId],
+    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/spikes", { path: { trial_id: trialId }, signal }),
+    ...while_(live, LIVE_SERIES_MS),
+  });
+}
+
+export function useEvaluations(trialId: string, live: boolean): Answer<Schemas["EvaluationList"]> {
+  return useQuery({
+    queryKey: ["evaluations", trialId],
+    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/evaluations", { path: { trial_id: trialId }, signal }),
+    ...while_(live, LIVE_SERIES_MS),
+  });
+}
+
+/** Asks for the end of an experiment. */
+export function useCancel() {
+  const client = useQueryClient();
+  return useMutation<Schemas["ExperimentDetail"], ApiError, string>({
+    mutationFn: (id) => post("/v1/experiments/{experiment_id}:cancel", { path: { experiment_id: id } }),
+    onSuccess: (experiment) => {
+      client.setQueryData(["experiment", experiment.id], experiment);
+      return client.invalidateQueries({ queryKey: ["experiments"] });
+    },
+  });
+}

@@ -1,0 +1,99 @@
+/** What is drawn over the lines: marks at an x, and how a line ended. Shapes differ, not only colours. */
+
+import type uPlot from "uplot";
+
+/** A vertical mark with a short label, e.g. a spike's number. */
+export interface XMark {
+  readonly x: number;
+  readonly label: string;
+}
+
+/** `cut`: a bar across the end (stopped early on purpose). `failed`: a cross. `open`: a dot (still running). */
+export type EndMark = "cut" | "failed" | "open";
+
+interface Inks {
+  readonly ink: string;
+  readonly warn: string;
+  readonly surface: string;
+}
+
+function inside(plot: uPlot, x: number): boolean {
+  const { min, max } = plot.scales["x"] ?? {};
+  return min !== undefined && min !== null && max !== undefined && max !== null && x >= min && x <= max;
+}
+
+/** Dashed verticals with a triangle and the label at the top. */
+export function drawMarks(plot: uPlot, marks: readonly XMark[], { warn, surface }: Inks): void {
+  const { ctx, bbox } = plot;
+  const unit = devicePixelRatio;
+  ctx.save();
+  ctx.lineWidth = unit;
+  ctx.font = `600 ${11 * unit}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "top";
+  let labelEnd = -Infinity;
+  for (const mark of marks) {
+    if (!inside(plot, mark.x)) continue;
+    const x = Math.round(plot.valToPos(mark.x, "x", true));
+    ctx.strokeStyle = warn;
+    ctx.setLineDash([3 * unit, 3 * unit]);
+    ctx.globalAlpha = 0.7;
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.globalAlpha = 1;
+    ctx.setLineDash([]);
+    ctx.fillStyle = warn;
+    ctx.beginPath();
+    ctx.moveTo(x - 4 * unit, bbox.top);
+    ctx.lineTo(x + 4 * unit, bbox.top);
+    ctx.lineTo(x, bbox.top + 7 * unit);
+    ctx.fill();
+    const left = x + 5 * unit;
+    // Labels of neighbouring spikes would overprint each other; the triangles stay.
+    if (left > labelEnd) {
+      const width = ctx.measureText(mark.label).width;
+      ctx.fillStyle = surface;
+      ctx.globalAlpha = 0.8;
+      ctx.fillRect(left - unit, bbox.top, width + 2 * unit, 12 * unit);
+      ctx.globalAlpha = 1;
+      ctx.fillStyle = warn;
+      ctx.fillText(mark.label, left, bbox.top);
+      labelEnd = left + width + 4 * unit;
+    }
+  }
+  ctx.restore();
+}
+
+/** The end of one line. */
+export function drawEnds(plot: uPlot, [px, py]: readonly [number, number], end: EndMark, colour: string, surface: string): void {
+  if (!inside(plot, px)) return;
+  const { min, max } = plot.scales["y"] ?? {};
+  if (min === undefined || min === null || max === undefined || max === null || py < min || py > max) return;
+  const { ctx } = plot;
+  const unit = devicePixelRatio;
+  const x = plot.valToPos(px, "x", true);
+  const y = plot.valToPos(py, "y", true);
+  const arm = 5 * unit;
+  ctx.save();
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = 2 * unit;
+  ctx.setLineDash([]);
+  ctx.beginPath();
+  if (end === "cut") {
+    ctx.moveTo(x, y - arm - unit);
+    ctx.lineTo(x, y + arm + unit);
+  } else if (end === "failed") {
+    ctx.moveTo(x - arm, y - arm);
+    ctx.lineTo(x + arm, y + arm);
+    ctx.moveTo(x - arm, y + arm);
+    ctx.lineTo(x + arm, y - arm);
+  } else {
+    ctx.fillStyle = surface;
+    ctx.arc(x, y, 4 * unit, 0, 2 * Math.PI);
+    ctx.fill();
+  }
+  ctx.stroke();
+  ctx.restore();
+}

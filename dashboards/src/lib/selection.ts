@@ -1,0 +1,41 @@
+/** The trials chosen for comparison. They follow the reader from page to page and are forgotten with the tab. */
+
+import { useSyncExternalStore } from "react";
+
+const KEY = "evenload.selection";
+const listeners = new Set<() => void>();
+let chosen: readonly string[] = read();
+
+function read(): readonly string[] {
+  const stored = window.sessionStorage.getItem(KEY);
+  return stored === null || stored === "" ? [] : stored.split(",");
+}
+
+function write(next: readonly string[]): void {
+  chosen = next;
+  window.sessionStorage.setItem(KEY, next.join(","));
+  for (const listener of listeners) listener();
+}
+
+function subscribe(listener: () => void): () => void {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+/** The ids of the chosen trials, in order of choosing. */
+export function useSelection(): readonly string[] {
+  return useSyncExternalStore(subscribe, () => chosen);
+}
+
+export function toggleSelected(id: string): void {
+  write(chosen.includes(id) ? chosen.filter((other) => other !== id) : [...chosen, id]);
+}
+
+export function setSelection(ids: readonly string[]): void {
+  write(ids);
+}
+
+/** The address that compares the trials. */
+export function compareAddress(ids: readonly string[]): string {
+  return `/compare?trials=${ids.join(",")}`;
+}

@@ -1,0 +1,43 @@
+/** What trials are called and what tells them apart. */
+
+import type { Schemas } from "../api/client";
+import { differences, shortNames } from "./configuration";
+import { formatSetting } from "./format";
+import { DOT } from "./glyphs";
+
+type Named = Pick<Schemas["TrialRead"], "number" | "kind" | "label">;
+
+/** The trial's name: a baseline's own, else its number. */
+export function trialName(trial: Named): string {
+  return trial.kind === "baseline" ? (trial.label ?? `baseline ${trial.number}`) : `trial ${trial.number}`;
+}
+
+/** One parameter that is not the same in all trials. */
+export interface Parameter {
+  readonly path: string;
+  readonly name: string;
+}
+
+/** The proposed parameters on which the search trials differ, with the shortest names that tell them apart. */
+export function differingParameters(trials: readonly (Named & { readonly params: Readonly<Record<string, unknown>> })[]): Parameter[] {
+  const searched = trials.filter((trial) => trial.kind === "search");
+  const paths = differences(searched.map((trial) => trial.params)).map((row) => row.path);
+  const names = shortNames(paths);
+  return paths.map((path) => ({ path, name: names.get(path) ?? path }));
+}
+
+/** Name and the values of the parameters that differ: what a legend says. */
+export function trialLabel(trial: Named & { readonly params: Readonly<Record<string, unknown>> }, parameters: readonly Parameter[], most = 3): string {
+  const values = parameters
+    .filter(({ path }) => trial.params[path] !== undefined && trial.params[path] !== null)
+    .slice(0, most)
+    .map(({ path, name }) => `${name}=${formatSetting(trial.params[path])}`);
+  return [trialName(trial), ...values].join(` ${DOT} `);
+}
+
+/** How its curve ends: what its last point is marked with. */
+export function endMark(state: Schemas["TrialState"]): "cut" | "failed" | "open" | undefined {
+  if (state === "pruned" || state === "cancelled") return "cut";
+  if (state === "failed") return "failed";
+  return state === "running" || state === "retrying" ? "open" : undefined;
+}

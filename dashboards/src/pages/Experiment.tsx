@@ -1,0 +1,158 @@
+/** `/e/:id`: which trial wins, which setting made the difference, what did pruning cut? */
+
+import { useEffect, useMemo, useState } from "react";
+import { useLocation } from "wouter";
+
+import { isLive, useCatalog, useComparison, useExperiment, useSeries, useTrials } from "../api/queries";
+import { Facts } from "../components/Facts";
+import { LiveChip } from "../components/LiveChip";
+import { Failed, Panel } from "../components/Panel";
+import { Crumbs } from "../components/Shell";
+import { CountsBar, StateBadge } from "../components/StateBadge";
+import { useAddress } from "../lib/address";
+import { formatCount, formatDuration, formatFixed, formatSigned, formatTime } from "../lib/format";
+import { NONE } from "../lib/glyphs";
+import { compareAddress, toggleSelected, useSelection } from "../lib/selection";
+import { differingParameters, endMark, trialLabel, trialName } from "../lib/trials";
+import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
+import { catalogueOf } from "../panels/metrics";
+import { objectiveUnit } from "../panels/objective";
+import { RankingPanel } from "../panels/RankingPanel";
+import { TrialsTable, type TrialRow } from "../panels/TrialsTable";
+
+// The API takes at most 100 trials in one question; more lines than that cannot be told apart anyway.
+const MOST_CURVES = 100;
+
+export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
+  const [params, change] = useAddress();
+  const [, navigate] = useLocation();
+  const selection = useSelection();
+  const [strong, setStrong] = useState<string | null>(null);
+  const experiment = useExperiment(id);
+  const live = isLive(experiment.data?.state);
+  const trials = useTrials(id, live);
+  const comparison = useComparison(id, live);
+  const catalogue = catalogueOf(useCatalog().data);
+  const known = useMemo(() => trials.data ?? [], [trials.data]);
+  const drawn = known.filter((trial) => trial.started_at_ms !== null).slice(0, MOST_CURVES);
+  const series = useSeries({ trials: drawn.map((trial) => trial.id), keys: ["eval/bits_per_byte", "train/loss"], x: "tokens", points: 300 }, live);
+  const parameters = useMemo(() => differingParameters(known), [known]);
+  const curves = useMemo<Curve[]>(
+    () => known.map((trial) => ({ trialId: trial.id, label: trialLabel(trial, parameters, 2), slot: trial.number, end: endMark(trial.state) })),
+    [known, parameters],
+  );
+  const name = experiment.data?.name;
+  useEffect(() => {
+    document.title = name === undefined ? "evenload" : `${name} - evenload`;
+  }, [name]);
+
+  if (experiment.data === undefined) {
+    return experiment.error === null ? (
+      <div className="skeleton page-skeleton" aria-busy="true" />
+    ) : (
+      <Failed error={experiment.error} onRetry={() => void experiment.refetch()} />
+    );
+  }
+  const { data } = experiment;
+  const query = params.get("q") ?? "";
+  const rows: TrialRow[] = known
+    .map((trial) => ({ trial, compared: comparison.data?.rows.find((row) => row.trial_id === trial.id), slot: trial.number }))
+    .filter(({ trial }) => `${trialName(trial)} ${trial.state} ${trial.cause ?? ""} ${JSON.stringify(trial.params)}`.toLowerCase().includes(query.toLowerCase()));
+  const best = comparison.data?.rows.find((row) => row.trial_id === data.best?.trial_id);
+  const spent = known.reduce((sum, trial) => sum + (trial.progress?.tokens ?? 0), 0);
+  const mine = selection.filter((chosen) => known.some((trial) => trial.id === chosen));
+  return (
+    <>
+      <Crumbs crumbs={[{ name: "Experiments", href: "/" }, { name: data.name }]} />
+      <div className="page-head">
+        <h1>{data.name}</h1>
+        <StateBadge state={data.state} reason={data.reason} />
+        <LiveChip live={live} answer={experiment} />
+        <span className="grow" />
+        {data.mlflow_url !== null && (
+          <a className="button" href={data.mlflow_url} target="_blank" rel="noreferrer">
+            MLflow
+          </a>
+        )}
+      </div>
+      {data.description !== "" && <p className="lead">{data.description}</p>}
+      {data.reason !== "" && <p className={data.state === "failed" ? "notice bad" : "notice"}>{data.reason}</p>}
+      {data.warnings.map((warning) => (
+        <p key={warning} className="notice warn">
+          {warning}
+        </p>
+      ))}
+      <Facts
+        facts={[
+          { name: "Trials", value: <CountsBar counts={data.trial_counts} planned={data.num_trials} /> },
+          { name: "Best", value: data.best === null ? NONE : formatFixed(data.best.objective, 3), note: data.best === null ? undefined : `${objectiveUnit(data.objective)}, trial ${data.best.number}` },
+          { name: "Best vs baseline", value: formatSigned(best?.difference_to_baseline ?? null), note: "one seed: noise unknown" },
+          { name: "Tokens trained", value: formatCount(spent), note: data.rung_tokens.length > 0 ? `rungs at ${data.rung_tokens.map(formatCount).join(", ")}` : undefined },
+          { name: "Spikes", value: data.num_spikes },
+          live
+            ? { name: "Time left", value: data.eta_s === null ? NONE : `about ${formatDuration(data.eta_s)}` }
+            : { name: "Took", value: data.finished_at_ms === null ? NONE : formatDuration((data.finished_at_ms - data.created_at_ms) / 1000), note: formatTime(data.created_at_ms) },
+        ]}
+      />
+      <div className="grid-2">
+        <CurvesPanel
+          title="Held-out bits per byte"
+          hint="Mean over domains. A bar ends a pruned trial, a cross a failed one, a ring one that still runs."
+          answer={series}
+          metric="eval/bits_per_byte"
+          domain="all"
+          catalogue={catalogue}
+          curves={curves}
+          warmup={0.12}
+          emptyText="No evaluation yet. The first comes before the first step of the first trial."
+          strong={strong}
+          legend={false}
+          syncKey="experiment"
+        />
+        <RankingPanel answer={comparison} />
+      </div>
+      <Panel
+        title="Trials"
+        hint={parameters.length > 0 ? `Only the ${parameters.length} parameters that differ are columns.` : undefined}
+        className="wide"
+        answer={trials}
+        height={320}
+        empty={(all) => (all.length === 0 ? "No trial has been proposed yet." : rows.length === 0 ? `No trial matches "${query}".` : null)}
+        actions={
+          <>
+            <input type="search" placeholder="Search (/)" aria-label="Search trials" value={query} onChange={(event) => change({ q: event.target.value === "" ? null : event.target.value })} />
+            <button type="button" className="button primary" disabled={mine.length === 0} onClick={() => navigate(compareAddress(mine))} title="Compare the selected trials (c)">
+              Compare{mine.length > 0 ? ` ${mine.length}` : ""}
+            </button>
+          </>
+        }
+      >
+        {() => (
+          <TrialsTable
+            rows={rows}
+            parameters={parameters}
+            objective={data.objective}
+            baselineId={comparison.data?.baseline_trial_id ?? null}
+            selection={selection}
+            onToggle={toggleSelected}
+            onOpen={(trial) => navigate(`/t/${trial}`)}
+            onHover={setStrong}
+          />
+        )}
+      </Panel>
+      <CurvesPanel
+        title="Training loss"
+        answer={series}
+        metric="train/loss"
+        catalogue={catalogue}
+        curves={curves}
+        warmup={0.12}
+        height={280}
+        className="wide"
+        emptyText="No step has been trained yet."
+        strong={strong}
+        syncKey="experiment"
+      />
+    </>
+  );
+}

@@ -1,0 +1,218 @@
+/** `/`: what is running, what finished, was anything bad? */
+
+import { useState } from "react";
+import { Link, useLocation } from "wouter";
+
+import type { Schemas } from "../api/client";
+import { isLive, useCancel, useComparisons, useExperiments } from "../api/queries";
+import { ConfirmDialog } from "../components/Dialogs";
+import { LiveChip } from "../components/LiveChip";
+import { Panel } from "../components/Panel";
+import { SortableTable, type Column } from "../components/SortableTable";
+import { CountsBar, StateBadge } from "../components/StateBadge";
+import { useAddress } from "../lib/address";
+import { useNow } from "../lib/clock";
+import { formatAge, formatDuration, formatFixed, formatPercent, formatSigned, formatTime } from "../lib/format";
+import { NONE } from "../lib/glyphs";
+import { differenceTone, objectiveName, objectiveUnit } from "../panels/objective";
+
+type Summary = Schemas["ExperimentSummary"];
+
+interface Row {
+  readonly experiment: Summary;
+  readonly comparison: Schemas["Comparison"] | undefined;
+}
+
+function bestRow({ experiment, comparison }: Row): Schemas["ComparisonRow"] | undefined {
+  return comparison?.rows.find((row) => row.trial_id === experiment.best?.trial_id);
+}
+
+function baselineName(comparison: Schemas["Comparison"] | undefined): string | null {
+  return comparison?.rows.find((row) => row.trial_id === comparison.baseline_trial_id)?.label ?? null;
+}
+
+function worstDead({ comparison }: Row): number | null {
+  const known = (comparison?.rows ?? []).map((row) => row.max_dead_fraction).filter((value) => value !== null);
+  return known.length === 0 ? null : Math.max(...known);
+}
+
+function Cancel({ experiment }: { readonly experiment: Summary }): React.JSX.Element {
+  const cancel = useCancel();
+  const [asking, setAsking] = useState(false);
+  return (
+    <>
+      <button type="button" className="quiet-button" disabled={cancel.isPending || experiment.state === "cancelling"} onClick={() => setAsking(true)}>
+        Cancel
+      </button>
+      {cancel.error !== null && <span role="alert">{cancel.error.message}</span>}
+      {asking && (
+        <ConfirmDialog title={`Cancel ${experiment.name}?`} confirm="Cancel the experiment" onConfirm={() => cancel.mutate(experiment.id)} onClose={() => setAsking(false)}>
+          <p>Running trials write a checkpoint and stop. What is recorded stays; a cancelled experiment cannot be continued.</p>
+        </ConfirmDialog>
+      )}
+    </>
+  );
+}
+
+function columns(now: number): Column<Row>[] {
+  return [
+    {
+      id: "name",
+      name: "Experiment",
+      className: "wide-cell",
+      value: (row) => row.experiment.name,
+      cell: ({ experiment }) => (
+        <>
+          <Link href={`/e/${experiment.id}`} className="row-link">
+            {experiment.name}
+          </Link>
+          <span className="sub mono">{experiment.id}</span>
+        </>
+      ),
+    },
+    {
+      id: "state",
+      name: "State",
+      value: (row) => row.experiment.state,
+      cell: ({ experiment }) => (
+        <>
+          <StateBadge state={experiment.state} reason={experiment.reason} />
+          {experiment.eta_s !== null && isLive(experiment.state) && <span className="sub">about {formatDuration(experiment.eta_s)} left</span>}
+        </>
+      ),
+    },
+    {
+      id: "trials",
+      name: "Trials",
+      cell: ({ experiment }) => <CountsBar counts={experiment.trial_counts} planned={experiment.num_trials} />,
+    },
+    {
+      id: "best",
+      name: "Best",
+      numeric: true,
+      title: "Best objective of a completed trial of the search",
+      value: (row) => row.experiment.best?.objective,
+      cell: ({ experiment }) =>
+        experiment.best === null ? (
+          NONE
+        ) : (
+          <>
+            {formatFixed(experiment.best.objective, 3)}
+            <span className="sub">
+              {objectiveUnit(experiment.objective)}, trial {experiment.best.number}
+            </span>
+          </>
+        ),
+    },
+    {
+      id: "difference",
+      name: "vs baseline",
+      numeric: true,
+      title: "Best trial minus the first baseline",
+      value: (row) => bestRow(row)?.difference_to_baseline,
+      cell: (row) => {
+        const difference = bestRow(row)?.difference_to_baseline ?? null;
+        return (
+          <>
+            <span className={differenceTone(difference, row.experiment.objective)}>{formatSigned(difference)}</span>
+            {baselineName(row.comparison) !== null && <span className="sub">{baselineName(row.comparison)}</span>}
+          </>
+        );
+      },
+    },
+    {
+      id: "spikes",
+      name: "Spikes",
+      numeric: true,
+      title: "Loss and gradient spikes over all trials",
+      value: (row) => row.experiment.num_spikes,
+      cell: ({ experiment }) => (experiment.num_spikes === 0 ? "0" : <span className="tag tone-warn">{experiment.num_spikes}</span>),
+    },
+    {
+      id: "dead",
+      name: "Dead experts",
+      numeric: true,
+      title: "Largest fraction of experts without a token, of any layer of any finished trial",
+      value: worstDead,
+      cell: (row) => {
+        const dead = worstDead(row);
+        if (dead === null) return NONE;
+        return dead === 0 ? "none" : <span className="tag tone-dead">{formatPercent(dead)}</span>;
+      },
+    },
+    {
+      id: "age",
+      name: "Submitted",
+      value: (row) => -row.experiment.created_at_ms,
+      cell: ({ experiment }) => <time title={formatTime(experiment.created_at_ms)}>{formatAge(experiment.created_at_ms, now)}</time>,
+    },
+    { id: "actions", name: <span className="visually-hidden">Actions</span>, cell: ({ experiment }) => isLive(experiment.state) && <Cancel experiment={experiment} /> },
+  ];
+}
+
+function NothingYet(): React.JSX.Element {
+  return (
+    <div className="welcome">
+      <h3>No experiment yet</h3>
+      <p>Submit one from a terminal; it appears here by itself.</p>
+      <pre>
+        <code>
+          {"evenload submit studies/000-balancing/spec.yaml\n"}
+          {"make demo     # starts everything and submits that sweep"}
+        </code>
+      </pre>
+    </div>
+  );
+}
+
+export function Experiments(): React.JSX.Element {
+  const [params, change] = useAddress();
+  const [, navigate] = useLocation();
+  const cursor = params.get("cursor");
+  const answer = useExperiments(cursor);
+  const now = useNow();
+  const items = answer.data?.items ?? [];
+  const comparisons = useComparisons(items);
+  const query = params.get("q") ?? "";
+  const rows = items
+    .map((experiment, index) => ({ experiment, comparison: comparisons[index]?.data }))
+    .filter(({ experiment }) => `${experiment.name} ${experiment.id} ${experiment.state}`.toLowerCase().includes(query.toLowerCase()));
+  const names = [...new Set(items.map((item) => objectiveName(item.objective)))];
+  return (
+    <>
+      <div className="page-head">
+        <h1>Experiments</h1>
+        <LiveChip live={items.some((item) => isLive(item.state))} answer={answer} />
+        <span className="grow" />
+        <input type="search" placeholder="Search (/)" aria-label="Search experiments" value={query} onChange={(event) => change({ q: event.target.value === "" ? null : event.target.value })} />
+      </div>
+      <Panel
+        title="All experiments, newest first"
+        hint={names.length === 1 && names[0] !== undefined ? `Best: ${names[0]} of a completed trial. A difference to the baseline says nothing about seed noise.` : undefined}
+        answer={answer}
+        height={300}
+        empty={(page) => (page.items.length === 0 ? <NothingYet /> : rows.length === 0 ? `No experiment on this page matches "${query}".` : null)}
+      >
+        {(page) => (
+          <>
+            <SortableTable caption="Experiments" columns={columns(now)} rows={rows} rowKey={(row) => row.experiment.id} onOpen={(row) => navigate(`/e/${row.experiment.id}`)} />
+            {(cursor !== null || page.next_cursor !== null) && (
+              <p className="pager">
+                {cursor !== null && (
+                  <button type="button" className="button" onClick={() => change({ cursor: null })}>
+                    Newest
+                  </button>
+                )}
+                {page.next_cursor !== null && (
+                  <button type="button" className="button" onClick={() => change({ cursor: page.next_cursor })}>
+                    Older
+                  </button>
+                )}
+              </p>
+            )}
+          </>
+        )}
+      </Panel>
+    </>
+  );
+}

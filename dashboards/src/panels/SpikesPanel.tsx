@@ -1,0 +1,93 @@
+/** Loss and gradient spikes: how large, and the router before, at and after. Order in time, never cause. */
+
+import type { Schemas } from "../api/client";
+import type { Answer } from "../api/queries";
+import { Panel } from "../components/Panel";
+import { formatCount, formatNumber, formatRange, formatSigned } from "../lib/format";
+import { NONE, RIGHT } from "../lib/glyphs";
+import { metricName } from "./metrics";
+
+type Spike = Schemas["Spike"];
+
+/** The layer with the largest MaxVio at the spike, with its MaxVio before, at and after. */
+export function layerAtSpike(spike: Spike): { readonly layer: number; readonly before: number | null; readonly at: number | null; readonly after: number | null } | null {
+  const worst = [...spike.router_at].sort((a, b) => (b.max_violation ?? -1) - (a.max_violation ?? -1))[0];
+  if (worst === undefined) return null;
+  const of = (layers: readonly Schemas["LayerHealth"][] | null): number | null => layers?.find((candidate) => candidate.layer === worst.layer)?.max_violation ?? null;
+  return { layer: worst.layer, before: of(spike.router_before), at: worst.max_violation, after: of(spike.router_after) };
+}
+
+interface Props {
+  readonly answer: Answer<Schemas["SpikeList"]>;
+  readonly onStep: (step: number) => void;
+}
+
+export function SpikesPanel({ answer, onStep }: Props): React.JSX.Element {
+  return (
+    <Panel
+      title="Spikes"
+      hint="Steps whose loss or gradient norm stood out of the steps before. The router's state is given in order of time; what came first need not be the cause."
+      className="wide"
+      answer={answer}
+      height={120}
+      empty={(list) => (list.items.length === 0 ? "No spike by the current rule (over 6 robust standard deviations above the last 128 steps)." : null)}
+    >
+      {(list) => (
+        <div className="table-wrap">
+          <table>
+            <caption className="visually-hidden">Spikes</caption>
+            <thead>
+              <tr>
+                <th scope="col">#</th>
+                <th scope="col" className="num">Step</th>
+                <th scope="col" className="num">Tokens</th>
+                <th scope="col">Metric</th>
+                <th scope="col" className="num" title="Value minus the median of the steps before">Size</th>
+                <th scope="col" className="num" title="Robust standard deviations above the median of the steps before">z</th>
+                <th scope="col" className="num">Recovered</th>
+                <th scope="col" className="num">Learning rate</th>
+                <th scope="col" className="num">Gradient norm</th>
+                <th scope="col">MaxVio before {RIGHT} at {RIGHT} after</th>
+                <th scope="col" className="num">Samples</th>
+                <th scope="col"><span className="visually-hidden">Show</span></th>
+              </tr>
+            </thead>
+            <tbody>
+              {list.items.map((spike, index) => {
+                const layer = layerAtSpike(spike);
+                return (
+                  <tr key={`${spike.step} ${spike.metric}`}>
+                    <td>{index + 1}</td>
+                    <td className="num">{spike.step}</td>
+                    <td className="num">{formatCount(spike.tokens)}</td>
+                    <td>{metricName(spike.metric)}</td>
+                    <td className="num">{formatSigned(spike.size)}</td>
+                    <td className="num">{formatNumber(spike.z, 3)}</td>
+                    <td className="num">{spike.recovered_step === null ? "not yet" : `after ${spike.recovered_step - spike.step} steps`}</td>
+                    <td className="num">{formatNumber(spike.lr, 3)}</td>
+                    <td className="num">{formatNumber(spike.grad_norm, 3)}</td>
+                    <td>
+                      {layer === null ? (
+                        <span className="muted">dense</span>
+                      ) : (
+                        <>
+                          L{layer.layer}: {formatNumber(layer.before, 3)} {RIGHT} {formatNumber(layer.at, 3)} {RIGHT} {layer.after === null ? NONE : formatNumber(layer.after, 3)}
+                        </>
+                      )}
+                    </td>
+                    <td className="num" title={spike.document_ids.join("\n")}>{formatRange(spike.sample_indices[0], spike.sample_indices[1])}</td>
+                    <td>
+                      <button type="button" className="quiet-button" onClick={() => onStep(spike.step)}>
+                        Experts
+                      </button>
+                    </td>
+                  </tr>
+                );
+              })}
+            </tbody>
+          </table>
+        </div>
+      )}
+    </Panel>
+  );
+}
