@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import InfeasiblePoint
+from orchestrator.parsing import strict_json
 from orchestrator.spec import (
     ChoiceDomain,
     Domain,
@@ -65,7 +66,7 @@ def resolve(spec: ExperimentSpec, params: Mapping[str, Scalar]) -> TrainConfig:
     document = spec.base.model_dump(mode="json")
     for path in sorted(spec.space):
         set_path(document, path, _value(path, spec.space[path], params))
-    return _validated(document)
+    return _validated(spec, document)
 
 
 def baseline_configs(spec: ExperimentSpec) -> tuple[tuple[str, TrainConfig], ...]:
@@ -78,7 +79,7 @@ def baseline_config(spec: ExperimentSpec, values: Mapping[str, Any]) -> TrainCon
     document = spec.base.model_dump(mode="json")
     for path, value in sorted(values.items()):
         set_path(document, path, value)
-    return _validated(document)
+    return _validated(spec, document)
 
 
 def path_problem(base: TrainConfig, path: str) -> tuple[str, tuple[str, ...]] | None:
@@ -165,9 +166,20 @@ def _filled(value: Any, name: str, params: Mapping[str, Scalar]) -> Any:
     return value
 
 
-def _validated(document: dict[str, Any]) -> TrainConfig:
+def worker_problem(config: TrainConfig, num_workers: int) -> str | None:
+    """Why the global batch cannot be shared out over the workers, or None if it can."""
+    batch, micro = config.loop.global_batch_size, config.loop.micro_batch_size
+    if batch % (num_workers * micro) == 0:
+        return None
+    return (
+        f"num_workers={num_workers} with micro_batch_size={micro} does not divide global_batch_size={batch}; every "
+        f"worker takes a whole number of micro-batches, so at most {batch // micro} workers, in a divisor of that"
+    )
+
+
+def _validated(spec: ExperimentSpec, document: dict[str, Any]) -> TrainConfig:
     try:
-        return TrainConfig.model_validate(document)
+        config = TrainConfig.model_validate_json(strict_json(document), strict=True)
     except ValidationError as error:
         reasons = []
         for problem in error.errors(include_url=False, include_context=False):
@@ -175,3 +187,6 @@ def _validated(document: dict[str, Any]) -> TrainConfig:
             message = problem["msg"].removeprefix("Value error, ")
             reasons.append(f"{where}: {message}" if where else message)
         raise InfeasiblePoint("; ".join(reasons)) from error
+    if problem := worker_problem(config, spec.resources.num_workers):
+        raise InfeasiblePoint(problem)
+    return config

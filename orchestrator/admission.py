@@ -1,0 +1,299 @@
+"""Admission: a document becomes an experiment here, or is refused with everything that is wrong with it.
+
+A spec is refused for what can never run; what is merely a poor idea becomes a warning. All work is bounded by constants,
+so that a hostile document (deep, huge, a grid of 10^9 points) is answered as fast as an honest one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.capacity import Capacity
+from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
+from orchestrator.parsing import parse_spec, suggestion
+from orchestrator.screening import MAX_PROBLEMS, pointer, screen, shown
+from orchestrator.search.grid import grid_size
+from orchestrator.search.space import baseline_config, path_problem, worker_problem
+from orchestrator.search.trial_points import check_domains, check_points
+from orchestrator.spec import ASHAScheduler, ExperimentSpec, GridSampler, TPESampler
+from trainer.config import TrainConfig
+from trainer.model.size import memory_estimate
+
+MAX_GRID = 100_000
+"""Most points of a grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A spec that can run.
+
+    Attributes:
+        spec: with all defaults.
+        document: what the user sent.
+        warnings: what is allowed but probably not meant, one sentence each.
+    """
+
+    spec: ExperimentSpec
+    document: dict[str, Any]
+    warnings: list[str]
+
+
+def admit(document: object, *, capacity: Capacity | None) -> Admitted:
+    """The admitted spec of a document.
+
+    Args:
+        document: plain values, as parsed from JSON or YAML.
+        capacity: what the cluster holds; None (not known yet) skips the checks against it.
+
+    Raises:
+        SpecRejected: with every problem that was found, each with a pointer into the document.
+    """
+    screen(document)
+    spec, problems = parse_spec(document)
+    if spec is None:
+        raise SpecRejected(problems)
+    assert isinstance(document, dict)  # or it would not have parsed
+    warnings: list[str] = []
+    problems += _space_problems(spec)
+    problems += _search_problems(spec, warnings)
+    problems += _objective_problems(spec, "/objective/domain", spec.base)
+    problems += _scheduler_problems(spec, warnings)
+    problems += _resource_problems(spec, capacity)
+    problems += _baseline_problems(spec, capacity)
+    problems += _memory_problems(spec.base, capacity, "/base/model")
+    if not problems:
+        problems += check_domains(spec)
+    if not problems:
+        problems += check_points(spec, capacity, warnings)
+    if problems:
+        raise SpecRejected(problems[:MAX_PROBLEMS])
+    return Admitted(spec=spec, document=document, warnings=warnings)
+
+
+def _space_problems(spec: ExperimentSpec) -> list[SpecProblem]:
+    found: list[SpecProblem] = []
+    paths = sorted(spec.space)
+    for path in paths:
+        if (problem := path_problem(spec.base, path)) is not None:
+            found.append(_no_such_path(path, problem, ("space", path)))
+        # Sorting puts a path right before those inside it, but for names that go on with a character before the dot.
+        inside = [other for other in paths if other.startswith(path + ".")]
+        found.extend(
+            SpecProblem(
+                pointer=pointer(("space", other)),
+                code="overlapping_paths",
+                message=f"{other!r} lies inside {path!r}, which is searched too; put it into the options of {path!r}",
+                given=other,
+            )
+            for other in inside
+        )
+    return found
+
+
+def _no_such_path(path: str, problem: tuple[str, tuple[str, ...]], place: tuple[str | int, ...]) -> SpecProblem:
+    reason, names = problem
+    wrong = next((part for part in path.split(".") if repr(part[:80]) in reason), path)
+    return SpecProblem(
+        pointer=pointer(place),
+        code="unknown_path",
+        message=f"there is no {path[:200]!r} in base: {reason}{suggestion(wrong, names)}",
+        given=shown(path),
+        allowed=f"there: {', '.join(names)}" if names else None,
+    )
+
+
+def _search_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
+    if not isinstance(spec.sampler, GridSampler):
+        if not spec.space:
+            if (spec.num_trials or 1) > 1:
+                return [
+                    SpecProblem(
+                        pointer="/space",
+                        code="empty_space",
+                        message=f"the space is empty, so all of num_trials={spec.num_trials} trials would be the same; "
+                        "name paths to vary, or set num_trials to 1",
+                    )
+                ]
+            return []
+        if spec.num_trials is None:
+            return [
+                SpecProblem(
+                    pointer="/num_trials",
+                    code="missing_field",
+                    message=f"the {spec.sampler.kind} sampler has no end of its own; say how many trials it makes",
+                    allowed="1 to 100,000",
+                )
+            ]
+        if isinstance(spec.sampler, TPESampler) and spec.num_trials <= spec.sampler.num_startup_trials:
+            warnings.append(
+                f"sampler.num_startup_trials={spec.sampler.num_startup_trials} of num_trials={spec.num_trials} trials "
+                "are drawn at random, so TPE's model is never used"
+            )
+        return []
+    try:
+        size = grid_size(spec)
+    except ValueError as error:
+        return [SpecProblem(pointer="/space", code="grid_needs_step", message=str(error))]
+    if size > MAX_GRID:
+        factors = f"{size:,}" if size < 10**15 else f"about 10^{len(str(size)) - 1}"
+        return [
+            SpecProblem(
+                pointer="/space",
+                code="grid_too_large",
+                message=f"the grid has {factors} points; use fewer or coarser domains, or the random or tpe sampler",
+                given=size if size < 2**53 else factors,
+                allowed=f"at most {MAX_GRID:,} points",
+            )
+        ]
+    if spec.num_trials is not None and spec.num_trials > size:
+        return [
+            SpecProblem(
+                pointer="/num_trials",
+                code="out_of_range",
+                message=f"num_trials={spec.num_trials} exceeds the {size} points of the grid; lower it or leave it out",
+                given=spec.num_trials,
+                allowed=f"at most {size}",
+            )
+        ]
+    if spec.num_trials is not None and spec.num_trials < size:
+        warnings.append(f"num_trials={spec.num_trials} runs the first part of a grid of {size} points only")
+    return []
+
+
+def _objective_problems(spec: ExperimentSpec, at: str, config: TrainConfig) -> list[SpecProblem]:
+    domain = spec.objective.domain
+    if domain == "all" or domain in config.data.mixture:
+        return []
+    names = ("all", *config.data.mixture)
+    return [
+        SpecProblem(
+            pointer=at,
+            code="unknown_domain",
+            message=f"objective.domain={domain[:80]!r} is not in the mixture{suggestion(domain, names)}",
+            given=shown(domain),
+            allowed=", ".join(names),
+        )
+    ]
+
+
+def _scheduler_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
+    scheduler, base = spec.scheduler, spec.base
+    if not isinstance(scheduler, ASHAScheduler):
+        return []
+    budget, step_tokens = base.loop.budget_tokens, base.step_tokens
+    if scheduler.min_tokens >= budget:
+        limit = f"less than base.loop.budget_tokens={budget}"
+    elif scheduler.min_tokens < step_tokens:
+        limit = f"at least the {step_tokens} tokens of one step"
+    else:
+        if spec.synchronous and spec.batch_size < scheduler.reduction_factor:
+            warnings.append(
+                f"batch_size={spec.batch_size} is below reduction_factor={scheduler.reduction_factor}, so every rung "
+                "leaves one trial of each batch"
+            )
+        return []
+    return [
+        SpecProblem(
+            pointer="/scheduler/min_tokens",
+            code="out_of_range",
+            message=f"min_tokens={scheduler.min_tokens} has to be {limit}",
+            given=scheduler.min_tokens,
+            allowed=limit,
+        )
+    ]
+
+
+def _resource_problems(spec: ExperimentSpec, capacity: Capacity | None) -> list[SpecProblem]:
+    found: list[SpecProblem] = []
+    resources = spec.resources
+    if problem := worker_problem(spec.base, resources.num_workers):
+        found.append(
+            SpecProblem(
+                pointer="/resources/num_workers", code="out_of_range", message=problem, given=resources.num_workers
+            )
+        )
+    if capacity is None:
+        return found
+    for word, per_worker, available in (
+        ("cpus", resources.cpus_per_worker, [node.cpus for node in capacity.nodes]),
+        ("gpus", resources.gpus_per_worker, [node.gpus for node in capacity.nodes]),
+    ):
+        needed = per_worker * resources.num_workers
+        if needed > sum(available) + 1e-9:
+            message = f"a trial needs {needed:g} {word}, the cluster has {sum(available):g}; ask for less"
+        elif per_worker > max(available) + 1e-9:
+            message = f"a worker needs {per_worker:g} {word}, the largest node has {max(available):g}; ask for less"
+        else:
+            continue
+        found.append(
+            SpecProblem(
+                pointer=f"/resources/{word}_per_worker",
+                code="exceeds_cluster",
+                message=message,
+                given=per_worker,
+                allowed=f"at most {max(available):g} a worker and {sum(available):g} in all",
+            )
+        )
+    if not found and capacity.num_parallel_trials(resources) == 0:
+        found.append(
+            SpecProblem(
+                pointer="/resources/num_workers",
+                code="exceeds_cluster",
+                message=f"the {len(capacity.nodes)} nodes have no place for {resources.num_workers} workers of "
+                f"{resources.cpus_per_worker:g} cpus and {resources.gpus_per_worker:g} gpus at a time; ask for fewer",
+                given=resources.num_workers,
+            )
+        )
+    return found
+
+
+def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None) -> list[SpecProblem]:
+    found: list[SpecProblem] = []
+    seen: set[str] = set()
+    for index, baseline in enumerate(spec.baselines):
+        place: tuple[str | int, ...] = ("baselines", index)
+        if baseline.name in seen:
+            found.append(
+                SpecProblem(
+                    pointer=pointer((*place, "name")),
+                    code="name_taken",
+                    message=f"there are two baselines named {baseline.name!r}",
+                    given=baseline.name,
+                )
+            )
+        seen.add(baseline.name)
+        unknown = [(path, problem) for path in baseline.set if (problem := path_problem(spec.base, path)) is not None]
+        found.extend(_no_such_path(path, problem, (*place, "set", path)) for path, problem in unknown)
+        if unknown:
+            continue
+        try:
+            config = baseline_config(spec, baseline.set)
+        except InfeasiblePoint as error:
+            found.append(
+                SpecProblem(
+                    pointer=pointer((*place, "set")),
+                    code="invalid",
+                    message=f"baseline {baseline.name!r} is not a valid configuration: {error}",
+                )
+            )
+            continue
+        found += _objective_problems(spec, pointer((*place, "set")), config)
+        found += _memory_problems(config, capacity, pointer((*place, "set")))
+    return found
+
+
+def _memory_problems(config: TrainConfig, capacity: Capacity | None, at: str) -> list[SpecProblem]:
+    if capacity is None:
+        return []
+    needed, available = memory_estimate(config).total_gib, capacity.largest_memory_gib
+    if needed <= available:
+        return []
+    return [
+        SpecProblem(
+            pointer=at,
+            code="does_not_fit",
+            message=f"one worker needs about {needed:.3g} GiB, the largest node has {available:.3g} GiB; make the "
+            "model or micro_batch_size smaller",
+            given=f"{needed:.3g} GiB",
+            allowed=f"at most {available:.3g} GiB",
+        )
+    ]

@@ -1,0 +1,65 @@
+"""What the cluster holds, as the `ray` service last reported it."""
+
+from dataclasses import dataclass
+
+from orchestrator.spec import Resources
+from orchestrator.store.records import ServiceRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCapacity:
+    """One node of the cluster."""
+
+    cpus: float
+    gpus: float
+    memory_gib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """The nodes of the cluster that trials can run on; at least one."""
+
+    nodes: tuple[NodeCapacity, ...]
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def largest_memory_gib(self) -> float:
+        """Memory of the node that has most of it."""
+        return max(node.memory_gib for node in self.nodes)
+
+    def num_parallel_trials(self, resources: Resources) -> int:
+        """How many trials of these resources run at a time; 0 if not even one does.
+
+        Counts whole workers per node, since a worker cannot be split over two.
+        """
+        slots = sum(int(_workers_on(node, resources)) for node in self.nodes)
+        return slots // resources.num_workers
+
+
+def capacity_of(service: ServiceRecord | None) -> Capacity | None:
+    """The capacity that the `ray` service's row tells of, or None while it tells of none."""
+    nodes = [] if service is None or service.state != "ready" else service.detail.get("nodes", [])
+    if not nodes:
+        return None
+    return Capacity(
+        nodes=tuple(
+            NodeCapacity(cpus=float(node["cpus"]), gpus=float(node["gpus"]), memory_gib=float(node["memory_gib"]))
+            for node in nodes
+        )
+    )
+
+
+def _workers_on(node: NodeCapacity, resources: Resources) -> float:
+    by_cpu = node.cpus / resources.cpus_per_worker
+    by_gpu = node.gpus / resources.gpus_per_worker if resources.gpus_per_worker else float("inf")
+    # A third of a CPU three times is one CPU.
+    return min(by_cpu, by_gpu) + 1e-9
