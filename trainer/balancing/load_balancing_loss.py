@@ -16,7 +16,8 @@ from trainer.model.routing import LayerRouting
 def load_balancing_loss(counts_E: Tensor, prob_sum_E: Tensor, *, num_tokens: int) -> Tensor:
     """Returns E * sum_e f_e * P_e: 1 at balance, E/K when all tokens choose the same K experts with certainty.
 
-    f_e is expert e's share of the routed pairs (no gradient), P_e its mean probability.
+    f_e is expert e's share of the routed pairs (no gradient), P_e its mean probability. Values a little below 1 occur:
+    the shares see the K best experts of a token, the probabilities all of them.
 
     Source: Fedus et al. 2021, arXiv:2101.03961, eq. 4-6. Ours counts all K choices, not only the first, and divides
     by all T*K of them, so that the shares sum to 1 and the value at balance does not depend on K.

@@ -1,0 +1,231 @@
+"""Balancing methods: the values of their losses, and that they balance."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels import Routing, route
+from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
+from trainer.balancing.build import build_balancers
+from trainer.balancing.load_balancing_loss import LoadBalancingLoss, load_balancing_loss
+from trainer.balancing.loss_free_bias import LossFreeBias
+from trainer.balancing.router_z_loss import RouterZLoss
+from trainer.config.balancing import LoadBalancingLossConfig, LossFreeBiasConfig, RouterZLossConfig
+from trainer.model.routing import LayerRouting
+from trainer.model.transformer import Transformer
+
+
+def loss_of(routing: Routing) -> Tensor:
+    return load_balancing_loss(routing.counts_E, routing.prob_sum_E, num_tokens=routing.num_tokens)
+
+
+def share_of(model: Transformer, tokens_BL: Tensor, expert: int) -> float:
+    """Returns the load of one expert of the first layer over the mean load."""
+    counts_E = model(tokens_BL).routings[0].counts_E.float()
+    return (counts_E[expert] / counts_E.mean()).item()
+
+
+def model_with_hot_expert(*balancing: dict[str, object], **moe: object) -> Transformer:
+    """Returns a one-layer model of 8 experts, 2 per token, whose router sends every token to expert 3."""
+    config = model_config(
+        num_layers=1, moe=moe_fields(num_experts=8, top_k=2, balancing=balancing, **moe), norm_eps=1e-5
+    )
+    model = tiny_model(config, spread=20.0)
+    with torch.no_grad():
+        # One direction all normalised inputs share, so that a row of the router works like a bias on its expert.
+        model.embedding.weight[:, 0] = 4.0
+        model.blocks[0].attention.out.weight.zero_()
+        (layer,) = model.moe_layers()
+        layer.router.weight[3, 0] += 1.5
+    return model
+
+
+@given(num_experts=st.integers(2, 32), data=st.data())
+def test_loss_is_one_when_the_load_is_even(num_experts: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, num_experts))
+    copies = data.draw(st.integers(1, 4))
+    # Token t prefers experts t, t+1, ..., cyclically: every expert is chosen equally often, by any K.
+    ring_EE = torch.stack([torch.linspace(3.0, 0.0, num_experts).roll(token) for token in range(num_experts)])
+    routing = route(ring_EE.repeat(copies, 1), top_k=top_k, normalize=True)
+    assert routing.counts_E.unique().numel() == 1
+    torch.testing.assert_close(loss_of(routing), torch.tensor(1.0), rtol=1e-5, atol=0)
+
+
+@given(num_experts=st.integers(2, 32), score=st.sampled_from(["softmax", "sigmoid"]), data=st.data())
+def test_loss_is_experts_over_choices_when_all_tokens_choose_the_same(
+    num_experts: int, score: str, data: st.DataObject
+) -> None:
+    top_k = data.draw(st.integers(1, num_experts))
+    logits_TE = torch.full((10, num_experts), -40.0)
+    logits_TE[:, :top_k] = 40.0
+    routing = route(logits_TE, top_k=top_k, score=score, normalize=True)
+    torch.testing.assert_close(loss_of(routing), torch.tensor(num_experts / top_k), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0.0, -50.0, -90.0])
+def test_tiny_sigmoids_do_not_hide_a_collapse(shift: float) -> None:
+    # With an epsilon in the normaliser, scores of exp(-90) would make every probability, and the loss, about 0.
+    logits_TE = torch.zeros(10, 8)
+    logits_TE[:, :2] = 20.0
+    routing = route(logits_TE - 20.0 + shift, top_k=2, score="sigmoid", normalize=True)
+    assert loss_of(routing) > 1.0 - 1e-6
+    if shift < 0:
+        torch.testing.assert_close(loss_of(routing), torch.tensor(4.0), rtol=1e-3, atol=0)
+
+
+def test_training_a_sigmoid_router_on_the_loss_balances_it_and_finds_no_way_around() -> None:
+    x_TD = random_rows(256, 16)
+    x_TD[:, 0] = 2.0
+    weight_ED = random_rows(8, 16, seed=1) * 0.3
+    weight_ED[2, 0] += 2.0
+    weight_ED.requires_grad_()
+    optimizer = torch.optim.Adam([weight_ED], lr=0.03)
+    losses = []
+    for _ in range(150):
+        loss = loss_of(route(x_TD @ weight_ED.t(), top_k=2, score="sigmoid", normalize=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.3
+    # The shares see the top K only and the probabilities everything, so 1 can be passed by a little; the way around
+    # the loss, all scores under an epsilon, led to 0.
+    assert 0.9 < min(losses) < 1.05
+    counts_E = route(x_TD @ weight_ED.detach().t(), top_k=2, score="sigmoid", normalize=True).counts_E
+    assert counts_E.max() < 1.3 * counts_E.float().mean()
+
+
+def test_loss_is_averaged_over_layers_and_scaled() -> None:
+    routings = [
+        LayerRouting.of(route(random_rows(20, 4, seed=seed), top_k=2, normalize=True), layer=seed) for seed in range(3)
+    ]
+    each = [load_balancing_loss(routing.counts_E, routing.prob_sum_E, num_tokens=20).item() for routing in routings]
+    loss = LoadBalancingLoss(LoadBalancingLossConfig(coefficient=0.25)).loss(routings)
+    assert loss.item() == pytest.approx(0.25 * sum(each) / 3, rel=1e-6)
+
+
+def test_z_loss_is_the_mean_squared_logsumexp() -> None:
+    logits = [random_rows(20, 4, seed=seed) * 3 for seed in range(2)]
+    routings = [
+        LayerRouting.of(route(logits_TE, top_k=2, normalize=True), layer=layer)
+        for layer, logits_TE in enumerate(logits)
+    ]
+    expected = 0.5 * torch.stack([logits_TE.logsumexp(-1).square().mean() for logits_TE in logits]).mean()
+    torch.testing.assert_close(RouterZLoss(RouterZLossConfig(coefficient=0.5)).loss(routings), expected)
+
+
+def test_hot_expert_load_falls_under_the_load_balancing_loss() -> None:
+    model = model_with_hot_expert({"kind": "load_balancing_loss", "coefficient": 1.0})
+    (balancer,) = build_balancers(model.config.moe)
+    tokens_BL = random_tokens(8, 16)
+    assert share_of(model, tokens_BL, 3) == 4.0  # E/K: every token chooses it
+    optimizer = torch.optim.Adam([layer.router.weight for layer in model.moe_layers()], lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        balancer.loss(model(tokens_BL).routings).backward()
+        optimizer.step()
+    assert share_of(model, tokens_BL, 3) < 1.5
+
+
+def test_hot_expert_load_falls_under_loss_free_bias() -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.02})
+    (balancer,) = build_balancers(model.config.moe)
+    tokens_BL = random_tokens(8, 16)
+    assert share_of(model, tokens_BL, 3) == 4.0
+    weights = [parameter.clone() for parameter in model.parameters()]
+    for _ in range(80):
+        with torch.no_grad():
+            counts_LE = torch.stack([routing.counts_E for routing in model(tokens_BL).routings]).float()
+        balancer.after_step(model, counts_LE)
+    assert share_of(model, tokens_BL, 3) < 1.5
+    assert all(torch.equal(old, new) for old, new in zip(weights, model.parameters(), strict=True))
+
+
+def test_bias_moves_by_the_centred_sign() -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
+    counts_LE = torch.tensor([[10.0, 10.0, 0.0, 50.0, 10.0, 10.0, 10.0, 20.0]])  # mean 15
+    LossFreeBias(LossFreeBiasConfig(update_rate=0.1)).after_step(model, counts_LE)
+    sign_E = torch.tensor([1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0])
+    (layer,) = model.moe_layers()
+    torch.testing.assert_close(layer.selection_bias_E, 0.1 * (sign_E - 0.5))
+
+
+def test_biases_keep_their_sum() -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
+    balancer = LossFreeBias(LossFreeBiasConfig(update_rate=0.1))
+    for seed in range(50):
+        balancer.after_step(model, random_rows(1, 8, seed=seed).square())
+    (layer,) = model.moe_layers()
+    assert layer.selection_bias_E.sum().abs() < 1e-5
+    assert layer.selection_bias_E.abs().max() > 0.1
+
+
+def test_even_load_leaves_the_bias_alone() -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
+    LossFreeBias(LossFreeBiasConfig(update_rate=0.1)).after_step(model, torch.full((1, 8), 16.0))
+    (layer,) = model.moe_layers()
+    assert torch.equal(layer.selection_bias_E, torch.zeros(8))
+
+
+def gradients_of_step(model: Transformer, micro_batches: list[Tensor]) -> dict[str, Tensor]:
+    """Returns the gradients of one step: loss and balancing losses of each micro-batch over their number."""
+    balancers = build_balancers(model.config.moe)
+    model.zero_grad()
+    for tokens_BL in micro_batches:
+        output = model(tokens_BL[:, :-1], tokens_BL[:, 1:])
+        losses = [output.loss, *(balancer.loss(output.routings) for balancer in balancers)]
+        (torch.stack([loss for loss in losses if loss is not None]).sum() / len(micro_batches)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "balancing",
+    [
+        [],
+        [{"kind": "router_z_loss", "coefficient": 0.1}],
+        [{"kind": "load_balancing_loss", "coefficient": 0.1}, {"kind": "router_z_loss", "coefficient": 0.1}],
+    ],
+    ids=["none", "z", "load_and_z"],
+)
+def test_gradients_do_not_depend_on_the_split_when_the_statistics_agree(balancing: list[dict[str, object]]) -> None:
+    model = tiny_model(model_config(moe=moe_fields(balancing=balancing))).double()
+    half_BL = random_tokens(2, 9)
+    whole = gradients_of_step(model, [torch.cat((half_BL, half_BL))])
+    split = gradients_of_step(model, [half_BL, half_BL])
+    for name, gradient in whole.items():
+        torch.testing.assert_close(split[name], gradient, rtol=0, atol=1e-12, msg=name)
+
+
+def test_z_loss_gradient_does_not_depend_on_any_split_but_the_load_balancing_loss_does() -> None:
+    tokens_BL = random_tokens(4, 9)
+    difference = {}
+    for kind in ("router_z_loss", "load_balancing_loss"):
+        model = tiny_model(model_config(moe=moe_fields(balancing=[{"kind": kind, "coefficient": 1.0}]))).double()
+        whole = gradients_of_step(model, [tokens_BL])
+        split = gradients_of_step(model, list(tokens_BL.split(2)))
+        difference[kind] = max((whole[name] - split[name]).abs().max().item() for name in whole)
+    assert difference["router_z_loss"] < 1e-11
+    assert difference["load_balancing_loss"] > 1e-4  # the shares are those of a micro-batch, by definition
+
+
+def test_dense_model_has_no_balancers() -> None:
+    assert build_balancers(None) == ()
+
+
+def test_balancers_come_in_the_order_of_the_config() -> None:
+    config = model_config(
+        moe=moe_fields(
+            balancing=[
+                {"kind": "router_z_loss", "coefficient": 0.1},
+                {"kind": "loss_free_bias", "update_rate": 0.1},
+                {"kind": "load_balancing_loss", "coefficient": 0.1},
+            ]
+        )
+    )
+    assert [type(balancer) for balancer in build_balancers(config.moe)] == [
+        RouterZLoss,
+        LossFreeBias,
+        LoadBalancingLoss,
+    ]
