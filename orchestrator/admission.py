@@ -1,7 +1,7 @@
 """Admission: a document becomes an experiment here, or is refused with everything that is wrong with it.
 
-A spec is refused for what can never run; what is merely a poor idea becomes a warning. All work is bounded by constants,
-so that a hostile document (deep, huge, a grid of 10^9 points) is answered as fast as an honest one.
+A spec is refused for what can never run; what is merely a poor idea becomes a warning. All work is bounded by
+constants, so that a hostile document (deep, huge, a grid of 10^9 points) is answered as fast as an honest one.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """From a plain document to an ExperimentSpec, or to the list of everything that is wrong with it.
 
-Parsing is strict: text is not taken for a number, nor a number for a truth value. Whole numbers may be written as floats
-(`2e6`), as YAML and JavaScript do.
+Parsing is strict: text is not taken for a number, nor a number for a truth value. Whole numbers may be written as
+floats (`2e6`), as YAML and JavaScript do.
 """
 
 import difflib
@@ -167,7 +167,8 @@ def _kind_problem(details: dict[str, Any], node: Any, place: tuple[str | int, ..
         return SpecProblem(
             pointer=pointer(place),
             code="not_a_domain",
-            message="a domain is an object with one of the fields int, float, choice, options, e.g. {float: [1e-4, 1e-2], log: true}"
+            message="a domain is an object with one of the fields int, float, choice, options, e.g. "
+            "{float: [1e-4, 1e-2], log: true}"
             + (suggestion(next(iter(node), ""), words) if isinstance(node, dict) else ""),
             given=shown(node),
             allowed="one of: " + ", ".join(words),
@@ -185,7 +186,7 @@ def _kind_problem(details: dict[str, Any], node: Any, place: tuple[str | int, ..
 
 
 def _follow(document: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
-    """The place in the document, and the value there, that pydantic's `loc` (with names of union members in it) means."""
+    """The place in the document, and the value there, that pydantic's `loc` means (it names union members too)."""
     place: list[str | int] = []
     node = document
     for index, part in enumerate(loc):

@@ -22,7 +22,8 @@ def parse_json(text: str | bytes) -> Any:
     """The value in a JSON text.
 
     Raises:
-        SpecRejected: it is not JSON, is nested too deeply, or gives a key twice. (NaN is found by `screen`, with its place.)
+        SpecRejected: it is not JSON, is nested too deeply, or gives a key twice. NaN is left to `screen`, which knows
+            its place.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -35,7 +36,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def screen(document: Any) -> None:
-    """Raises SpecRejected for what no spec may hold, wherever it stands: NaN, infinities, control characters, huge values."""
+    """Raises SpecRejected for what no spec may hold anywhere: NaN, infinities, NUL, huge or deeply nested values."""
     problems: list[SpecProblem] = []
     num_nodes = 0
     pending: list[tuple[Any, tuple[str, ...]]] = [(document, ())]
@@ -79,7 +80,8 @@ def shown(value: Any) -> Any:
     if isinstance(value, dict):
         return f"an object of {len(value)} fields"
     if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
+        is_short = len(value) <= 8 and not any(isinstance(item, dict | list | tuple) for item in value)
+        return [shown(item) for item in value] if is_short else f"a list of {len(value)}"
     return type(value).__name__
 
 

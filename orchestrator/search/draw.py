@@ -6,9 +6,10 @@ Adding a parameter to a space therefore leaves the draws of the others as they w
 import hashlib
 import math
 import random
+from collections.abc import Iterable
 
 from orchestrator.search.grid import AnyDomain, lattice_point, num_lattice_points
-from orchestrator.search.space import active, parameters
+from orchestrator.search.space import Parameter, active, parameters
 from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, Scalar
 
 
@@ -20,11 +21,16 @@ def derived_seed(*parts: int | str) -> int:
 
 def random_point(spec: ExperimentSpec, number: int) -> dict[str, Scalar]:
     """The random sampler's point for trial `number`."""
+    return draw(parameters(spec), spec.seed, number)
+
+
+def draw(space: Iterable[Parameter], seed: int, number: int) -> dict[str, Scalar]:
+    """Point `number` of the stream that `seed` begins."""
     point: dict[str, Scalar] = {}
-    for parameter in parameters(spec):
+    for parameter in space:
         if active(parameter, point):
             # `random()` is the one method whose sequence Python promises to keep.
-            uniform = random.Random(derived_seed(spec.seed, number, parameter.name)).random()
+            uniform = random.Random(derived_seed(seed, number, parameter.name)).random()
             point[parameter.name] = _at(parameter.domain, uniform)
     return point
 

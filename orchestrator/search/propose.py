@@ -27,12 +27,11 @@ _CANNOT_RUN = (Cause.DIVERGED, Cause.OUT_OF_MEMORY, Cause.INVALID_CONFIG, Cause.
 
 
 def num_search_trials(spec: ExperimentSpec) -> int:
-    """How many trials the search makes, baselines not counted."""
+    """How many trials the search makes, baselines not counted. Without a number, and without a grid, the base alone."""
     if isinstance(spec.sampler, GridSampler):
         size = grid_size(spec)
         return size if spec.num_trials is None else min(spec.num_trials, size)
-    assert spec.num_trials is not None, "admission asks for num_trials where there is no grid"
-    return spec.num_trials
+    return 1 if spec.num_trials is None else spec.num_trials
 
 
 def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]) -> Proposal | None:

@@ -5,18 +5,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem
 from orchestrator.parsing import parse_domain, strict_json
 from orchestrator.screening import pointer
-from orchestrator.search.draw import random_point
+from orchestrator.search.draw import draw
 from orchestrator.search.grid import AnyDomain
-from orchestrator.search.space import inner_domains, parameters, resolve, set_path
+from orchestrator.search.space import active, inner_domains, parameters, resolve, set_path
 from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, OptionsDomain, Scalar
 from trainer.config import TrainConfig
+from trainer.model.size import memory_estimate
 
 _MAX_TRIES = 300
 """Configurations that are built in all: about 30 ms."""
-_NUM_POINTS = 32
+_NUM_DRAWS = 30
+_MAX_DRAWN_VALUES = 2000
+_MAX_PARAMETERS = 200
+"""Dimensions of a space, those inside of options included."""
 _MAX_NESTING = 4
 
 
@@ -27,6 +32,17 @@ def check_domains(spec: ExperimentSpec) -> list[SpecProblem]:
         found += _inner_problems(spec.space[path], ("space", path), 0)
     if found:
         return found
+    num_parameters = len(parameters(spec))
+    if num_parameters > _MAX_PARAMETERS:
+        return [
+            SpecProblem(
+                pointer="/space",
+                code="too_large",
+                message=f"the space has {num_parameters} parameters, those inside of options included; vary fewer",
+                given=num_parameters,
+                allowed=f"at most {_MAX_PARAMETERS}",
+            )
+        ]
     document = spec.base.model_dump(mode="json")
     num_tries = 0
     for path in sorted(spec.space):
@@ -50,37 +66,50 @@ def check_domains(spec: ExperimentSpec) -> list[SpecProblem]:
     return found
 
 
-def check_points(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
-    """A problem if no point of the space that was tried makes a valid configuration; else a warning if some do not."""
+def check_points(spec: ExperimentSpec, capacity: Capacity | None, warnings: list[str]) -> list[SpecProblem]:
+    """A problem if no point of the space that was tried can run; else a warning if some of them cannot."""
     if not spec.space:
         return []
-    reasons: list[str] = []
-    for point in sample_points(spec):
-        try:
-            resolve(spec, point)
-        except InfeasiblePoint as error:
-            reasons.append(str(error))
-    num_points = len(sample_points(spec))
-    if len(reasons) == num_points:
+    points = sample_points(spec)
+    reasons = [reason for point in points if (reason := _why_not(spec, point, capacity)) is not None]
+    if len(reasons) == len(points):
         return [
             SpecProblem(
                 pointer="/space",
                 code="no_valid_point",
-                message=f"none of {num_points} points of the space is a valid configuration; the first: {reasons[0]}",
+                message=f"none of {len(points)} points of the space that were tried can run; the first: {reasons[0]}",
             )
         ]
     if reasons:
         warnings.append(
-            f"{len(reasons)} of {num_points} points tried are no valid configuration and would be infeasible trials; "
-            f"e.g. {reasons[0]}"
+            f"{len(reasons)} of {len(points)} points of the space that were tried cannot run and would be infeasible "
+            f"trials, e.g.: {reasons[0]}"
         )
     return []
 
 
 def sample_points(spec: ExperimentSpec) -> list[dict[str, Scalar]]:
-    """Two corners of the space (everything smallest, everything largest) and some draws from it."""
-    corners = [{parameter.name: _bounds(parameter.domain)[end] for parameter in parameters(spec)} for end in (0, -1)]
-    return corners + [random_point(spec, -1 - index) for index in range(_NUM_POINTS - len(corners))]
+    """Two corners of the space (everything smallest, everything largest) and some draws; fewer in large spaces."""
+    space = parameters(spec)
+    corners: list[dict[str, Scalar]] = []
+    for end in (0, -1):
+        corner: dict[str, Scalar] = {}
+        for parameter in space:
+            if active(parameter, corner):
+                corner[parameter.name] = _bounds(parameter.domain)[end]
+        corners.append(corner)
+    num_draws = max(4, min(_NUM_DRAWS, _MAX_DRAWN_VALUES // max(1, len(space))))
+    return corners + [draw(space, spec.seed, -1 - index) for index in range(num_draws)]
+
+
+def _why_not(spec: ExperimentSpec, point: dict[str, Scalar], capacity: Capacity | None) -> str | None:
+    try:
+        config = resolve(spec, point)
+    except InfeasiblePoint as error:
+        return str(error)
+    if capacity is not None and (needed := memory_estimate(config).total_gib) > capacity.largest_memory_gib:
+        return f"it needs about {needed:.3g} GiB, the largest node has {capacity.largest_memory_gib:.3g} GiB"
+    return None
 
 
 def _inner_problems(domain: AnyDomain, place: tuple[str, ...], nesting: int) -> list[SpecProblem]:
@@ -156,6 +185,7 @@ def _bounds(domain: AnyDomain) -> tuple[Any, Any]:
 
 def _own_problem(document: dict[str, Any], path: str) -> str | None:
     """What is wrong with the value at `path` itself; None if nothing is, or if other fields could make it right."""
+    reasons: list[str] = []
     try:
         TrainConfig.model_validate_json(strict_json(document), strict=True)
     except ValidationError as error:
@@ -163,8 +193,9 @@ def _own_problem(document: dict[str, Any], path: str) -> str | None:
             where = ".".join(str(part) for part in details["loc"])
             # A validator of a whole section weighs several fields against each other: another point may satisfy it.
             if details["type"] != "value_error" and (where == path or where.startswith(path + ".")):
-                return str(details["msg"])
-    return None
+                inside = where[len(path) + 1 :]
+                reasons.append(f"{inside}: {details['msg']}" if inside else str(details["msg"]))
+    return "; ".join(reasons) or None
 
 
 def _get(document: Any, path: str) -> Any:
