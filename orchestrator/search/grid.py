@@ -1,7 +1,7 @@
 """The grid as a number system: point `i` is read off its index, so counting or entering a grid of any size is free."""
 
 from orchestrator.search.space import DOMAIN, inner_domains
-from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, OptionsDomain, Scalar
+from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, GridSampler, IntDomain, OptionsDomain, Scalar
 
 AnyDomain = IntDomain | FloatDomain | ChoiceDomain | OptionsDomain
 
@@ -27,6 +27,14 @@ def grid_point(spec: ExperimentSpec, index: int) -> dict[str, Scalar]:
 def num_lattice_points(low: float, high: float, step: float) -> int:
     """Points of low, low + step, ... that do not exceed high, with room for the rounding of one division."""
     return int((high - low) / step + 1e-9) + 1
+
+
+def num_search_trials(spec: ExperimentSpec) -> int:
+    """How many trials the search makes, baselines not counted. Without a number, and without a grid, the base alone."""
+    if isinstance(spec.sampler, GridSampler):
+        size = grid_size(spec)
+        return size if spec.num_trials is None else min(spec.num_trials, size)
+    return 1 if spec.num_trials is None else spec.num_trials
 
 
 def lattice_point(low: float, high: float, step: float, index: int) -> float:

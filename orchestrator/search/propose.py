@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import InfeasiblePoint
 from orchestrator.search.draw import derived_seed, random_point
-from orchestrator.search.grid import AnyDomain, grid_point, grid_size, lattice_point, num_lattice_points
+from orchestrator.search.grid import AnyDomain, grid_point, lattice_point, num_lattice_points, num_search_trials
 from orchestrator.search.space import active, parameters, resolve
 from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, GridSampler, IntDomain, Scalar, TPESampler
 from orchestrator.states import Cause, TrialState
@@ -24,14 +24,6 @@ __all__ = ["Proposal", "num_search_trials", "propose", "study_of"]
 
 _CANNOT_RUN = (Cause.DIVERGED, Cause.OUT_OF_MEMORY, Cause.INVALID_CONFIG, Cause.DOES_NOT_FIT)
 """Causes that belong to the point: there again, it would fail again."""
-
-
-def num_search_trials(spec: ExperimentSpec) -> int:
-    """How many trials the search makes, baselines not counted. Without a number, and without a grid, the base alone."""
-    if isinstance(spec.sampler, GridSampler):
-        size = grid_size(spec)
-        return size if spec.num_trials is None else min(spec.num_trials, size)
-    return 1 if spec.num_trials is None else spec.num_trials
 
 
 def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]) -> Proposal | None:
