@@ -67,16 +67,18 @@ def _same(given: str, expected: str) -> bool:
     return hmac.compare_digest(hashlib.sha256(given.encode()).digest(), hashlib.sha256(expected.encode()).digest())
 
 
-def _session_value(token: str, expires_s: int) -> str:
+def session_value(token: str, expires_s: int) -> str:
+    """A cookie that stands for `token` until `expires_s` (seconds since 1970); nothing is kept on the server."""
     signature = hmac.new(token.encode(), f"evenload session {expires_s}".encode(), hashlib.sha256).hexdigest()
     return f"{expires_s}.{signature}"
 
 
-def _is_session(value: str, token: str, *, now_s: float) -> bool:
+def is_session(value: str, token: str, *, now_s: float) -> bool:
+    """True if `session_value` made `value` for `token`, and it has not expired."""
     expires, _, _ = value.partition(".")
     if not (expires.isascii() and expires.isdigit() and len(expires) <= 12):
         return False
-    return _same(value, _session_value(token, int(expires))) and now_s < int(expires)
+    return _same(value, session_value(token, int(expires))) and now_s < int(expires)
 
 
 def _unauthenticated(detail: str) -> RequestRefused:
@@ -118,7 +120,7 @@ def authenticate(request: Request, settings: SettingsOf) -> None:
         raise _unauthenticated(
             "Send `Authorization: Bearer <token>`; `evenload token` prints the token and the dashboard's address."
         )
-    if not _is_session(session, settings.token, now_s=time.time()):
+    if not is_session(session, settings.token, now_s=time.time()):
         raise _unauthenticated("The session is over; open the address that `evenload up` or `evenload token` prints.")
     if request.method not in SAFE_METHODS:
         require_same_site(request.headers)
@@ -133,7 +135,7 @@ def start_session(request: Request, response: Response, settings: Settings, *, t
         require_same_site(request.headers)
     if settings.token is not None and not _same(token, settings.token):
         raise _unauthenticated("The token is not the one of this server; `evenload token` prints it.")
-    value = _session_value(settings.token or "", int(time.time()) + SESSION_DURATION_S)
+    value = session_value(settings.token or "", int(time.time()) + SESSION_DURATION_S)
     response.set_cookie(
         cookie_name(settings),
         value,

@@ -179,6 +179,10 @@ class Client:
             if cursor is None:
                 return rows
 
+    def experiment_runs(self, experiment_id: str) -> RunList:
+        """Every run of every trial, in order of trial and run."""
+        return self._call(RunList, "GET", f"/v1/experiments/{_segment(experiment_id)}/runs")
+
     def trial(self, trial_id: str) -> TrialDetail:
         """One trial with its configuration."""
         return self._call(TrialDetail, "GET", f"/v1/trials/{_segment(trial_id)}")

@@ -4,21 +4,22 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Response
+from fastapi import APIRouter, Header, Response
 
 from api.answers import experiment_detail, experiment_summaries, run_rows, trial_rows
 from api.dependencies import Cursor, DatabaseOf, Limit
 from api.problems import ILLEGAL_TRANSITION, KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
+from api.routes.body import SPEC_BODY, SpecDocument
 from api.schemas.comparison import Comparison
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, Validation
 from api.schemas.trials import RunList, TrialPage
-from api.schemas.wire import shown_as
+from orchestrator.admission import admit
+from orchestrator.capacity import Capacity, capacity_of
 from orchestrator.states import ExperimentState
+from orchestrator.store.session import Database
 
 router = APIRouter(tags=["experiments"])
 
-Document = Annotated[Any, Body(json_schema_extra=shown_as("ExperimentSpecInput"))]
-"""Taken as any JSON: admission answers for a spec's mistakes, with more to say than a type error."""
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),
@@ -33,16 +34,35 @@ IdempotencyKey = Annotated[
         201: {"headers": {"Location": {"description": "The experiment", "schema": {"type": "string"}}}},
         **problems(SPEC_REJECTED, KEY_REUSED),
     },
+    openapi_extra=SPEC_BODY,
 )
 def submit_experiment(
-    document: Document, database: DatabaseOf, response: Response, key: IdempotencyKey = None
+    document: SpecDocument, database: DatabaseOf, response: Response, key: IdempotencyKey = None
 ) -> ExperimentDetail:
     """Queue an experiment. Repeating the call with the same key and body gives the first answer."""
-    raise NotImplementedError
+    admitted = admit(document, capacity=capacity(database))
+    submission = database.run(
+        lambda work: work.experiments.submit(
+            admitted.spec,
+            document=admitted.document,
+            warnings=admitted.warnings,
+            key=key,
+            fingerprint=fingerprint(document),
+        )
+    )
+    response.headers["Location"] = f"/v1/experiments/{submission.experiment.id}"
+    if submission.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return get_experiment(submission.experiment.id, database)
 
 
-@router.post("/experiments:validate", operation_id="validate_experiment", responses=problems(SPEC_REJECTED))
-def validate_experiment(document: Document, database: DatabaseOf) -> Validation:
+@router.post(
+    "/experiments:validate",
+    operation_id="validate_experiment",
+    responses=problems(SPEC_REJECTED),
+    openapi_extra=SPEC_BODY,
+)
+def validate_experiment(document: SpecDocument, database: DatabaseOf) -> Validation:
     """What submitting the spec would mean: the normalised spec, sizes, costs, warnings. Nothing is stored."""
     raise NotImplementedError
 
@@ -97,6 +117,12 @@ def cancel_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDet
 def compare_trials(experiment_id: str, database: DatabaseOf) -> Comparison:
     """The trials side by side, best first, with what the comparison does not show."""
     raise NotImplementedError
+
+
+def capacity(database: Database) -> Capacity | None:
+    """What the cluster holds, as far as it is known."""
+    with database.read() as work:
+        return capacity_of(work.services.get("ray"))
 
 
 def fingerprint(document: Any) -> str:

@@ -1,0 +1,424 @@
+"""The command `evenload`. Talks REST; what needs torch or Ray runs as a child process, so `evenload list` is quick."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from api.guard import foreign_packages
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from api.client import Client
+    from api.supervisor import Supervisor
+    from trainer.errors import EvenloadError
+
+INTERRUPTED = 130
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """The lab bench for small mixture-of-experts language models."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: checks that our names are ours, then runs the command; errors become one line and a status."""
+    foreign = foreign_packages()
+    if foreign:
+        for problem in foreign:
+            click.echo(f"evenload: {problem}", err=True)
+        sys.exit(2)
+    # Not before the check: it could be the foreign one.
+    from trainer.errors import EvenloadError
+
+    try:
+        cli(arguments)
+    except EvenloadError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _fail(error: "EvenloadError") -> NoReturn:
+    from api.errors import RequestFailed
+
+    if isinstance(error, RequestFailed) and error.problem.errors:
+        from api.tables import problems_table
+
+        click.echo(f"evenload: {error.problem.title}", err=True)
+        _console(stderr=True).print(problems_table(error.problem.errors))
+    else:
+        click.echo(f"evenload: {error}", err=True)
+    sys.exit(1)
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # Into a file or a pipe, nothing is cut off at an imagined 80 columns.
+        console = Console(stderr=stderr, highlight=False, width=200)
+    return console
+
+
+def _client() -> "Client":
+    from api.client import Client
+
+    return Client()
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+# Starting and stopping
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--allow-host", multiple=True, help="A further name that the Host header may carry.")
+@click.option("--no-token", is_flag=True, help="No authentication; only on a loopback address.")
+def up(host: str, port: int, allow_host: tuple[str, ...], no_token: bool) -> None:
+    """Start (or carry on) everything; Ctrl-C or `evenload down` stops it."""
+    from api.supervisor import AlreadyUp, Supervisor, exclusive
+    from orchestrator import home
+
+    root = home.home()
+    console = _console()
+    try:
+        with exclusive(root):
+            supervisor = Supervisor(root=root, host=host, port=port, allowed_hosts=allow_host, no_token=no_token)
+            with _running(supervisor, console):
+                _say_addresses(console, root)
+                console.print("Stop with Ctrl-C or `evenload down`.")
+                while True:
+                    supervisor.check()
+                    time.sleep(0.5)
+    except AlreadyUp:
+        console.print("evenload is up already.")
+        _await_ready(None, console)
+        _say_addresses(console, root)
+        console.print("Stop it with `evenload down`.")
+
+
+@cli.command()
+def down() -> None:
+    """Stop what `evenload up` or `evenload demo` started."""
+    from api.supervisor import stop_running
+    from orchestrator import home
+
+    click.echo("Stopped." if stop_running(home.home()) else "Nothing was up.")
+
+
+@cli.command()
+@click.option("--exit", "exit_", is_flag=True, help="Stop everything when the comparison is printed.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--spec", type=click.Path(path_type=Path), help="Another spec than studies/000-balancing/spec.yaml.")
+def demo(exit_: bool, port: int, spec: Path | None) -> None:
+    """Start everything, run a real sweep on real text, print the comparison."""
+    from api.demo import SPEC
+    from api.supervisor import CHECKOUT, AlreadyUp, Supervisor, exclusive
+    from orchestrator import home
+
+    root = home.home()
+    console = _console()
+    spec = spec or CHECKOUT / SPEC
+    try:
+        with exclusive(root):
+            supervisor = Supervisor(root=root, port=port)
+            with _running(supervisor, console):
+                is_well = _demonstrate(console, root, spec, supervisor)
+                if not exit_:
+                    console.print("Stop with Ctrl-C or `evenload down`.")
+                while not exit_:
+                    supervisor.check()
+                    time.sleep(0.5)
+    except AlreadyUp:
+        _await_ready(None, console)
+        is_well = _demonstrate(console, root, spec, None)
+        console.print("evenload was up before the demo and stays up; stop it with `evenload down`.")
+    sys.exit(0 if is_well else 1)
+
+
+def _demonstrate(console: "Console", root: Path, spec: Path, supervisor: "Supervisor | None") -> bool:
+    from api.demo import follow, show_result, submit, went_well
+
+    with _client() as client:
+        experiment, goes_on = submit(client, root, spec)
+        verb = "Carrying on with" if goes_on else "Submitted"
+        console.print(f"{verb} experiment {experiment.id} ({experiment.name}) from {spec}.", soft_wrap=True)
+        experiment = follow(
+            client, console, experiment.id, tick=supervisor.check if supervisor is not None else lambda: None
+        )
+        show_result(client, console, experiment.id)
+        console.print()
+        _say_addresses(console, root, experiment_id=experiment.id)
+        if not went_well(experiment):
+            console.print(f"The experiment is {experiment.state}: {experiment.reason or 'see the trials above'}.")
+        return went_well(experiment)
+
+
+class _Stop(BaseException):
+    """A signal asked for the end."""
+
+
+@contextmanager
+def _running(supervisor: "Supervisor", console: "Console") -> Iterator[None]:
+    """Starts the services, waits until they are ready, and stops them at the end, whatever ends it."""
+    from api.supervisor import StartFailed
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise _Stop(signum)
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    status, problem = 0, None
+    try:
+        supervisor.start()
+        _await_ready(supervisor, console)
+        yield
+    except _Stop as asked:
+        status = INTERRUPTED if asked.args[0] == signal.SIGINT else 0
+    except StartFailed as error:
+        status, problem = 1, str(error)
+    finally:
+        # From here on a second Ctrl-C ends the waiting, not the stopping.
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        console.print("Stopping ...")
+        if not supervisor.stop():
+            console.print("Something did not end by itself and was killed; nothing recorded is lost.")
+        console.print("Everything is stopped; the same command carries on where it was.")
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    if problem is not None:
+        click.echo(f"evenload: {problem}", err=True)
+    if status:
+        sys.exit(status)
+
+
+def _await_ready(supervisor: "Supervisor | None", console: "Console") -> None:
+    from api.supervisor import wait_until_ready
+
+    started = time.monotonic()
+    if console.is_terminal:
+        with console.status("Starting ...") as status:
+            for waiting in wait_until_ready(supervisor):
+                status.update(f"Waiting for {waiting} ... {time.monotonic() - started:.0f} s")
+    else:
+        said = ""
+        for waiting in wait_until_ready(supervisor):
+            if waiting != said:
+                console.print(f"Waiting for {waiting} ...")
+                said = waiting
+    console.print(f"Ready after {time.monotonic() - started:.1f} s.")
+
+
+def _say_addresses(console: "Console", root: Path, *, experiment_id: str | None = None) -> None:
+    from orchestrator import home
+
+    with _client() as client:
+        services = {service.name: service for service in client.services().items}
+    token_file = home.token_path(root)
+    token = f"?token={token_file.read_text().strip()}" if token_file.exists() else ""
+    page = "" if experiment_id is None else f"e/{experiment_id}"
+    console.print(f"Dashboard  {client.url}/{page}{token}", soft_wrap=True)
+    mlflow = services.get("mlflow")
+    if mlflow is not None and mlflow.url:
+        console.print(f"MLflow     {mlflow.url}", soft_wrap=True)
+    console.print(f"Home       {root}", soft_wrap=True)
+
+
+# Experiments
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--follow", "follow_", is_flag=True, help="Show the trials until the experiment is over.")
+@click.option("--key", help="Idempotency key: the same key and spec give the same experiment.")
+@as_json
+def submit(spec: Path, follow_: bool, key: str | None, json_: bool) -> None:
+    """Submit a SPEC (YAML or JSON); prints the experiment's id."""
+    with _client() as client:
+        experiment = client.submit(spec, idempotency_key=key)
+        if not json_:
+            click.echo(experiment.id)
+            for warning in experiment.warnings:
+                click.echo(f"warning: {warning}", err=True)
+        if follow_:
+            from api.demo import follow, show_result, went_well
+
+            console = _console(stderr=json_)
+            experiment = follow(client, console, experiment.id)
+            show_result(client, console, experiment.id)
+            if json_:
+                _print_json(_shown(client, experiment.id))
+            sys.exit(0 if went_well(experiment) else 1)
+        if json_:
+            _print_json(experiment.model_dump(mode="json"))
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@as_json
+def validate(spec: Path, json_: bool) -> None:
+    """What submitting a SPEC would mean; stores nothing."""
+    from api.errors import SpecRefused
+
+    with _client() as client:
+        try:
+            validation = client.validate(spec)
+        except SpecRefused as error:
+            if not json_:
+                raise
+            _print_json(error.problem.model_dump(mode="json"))
+            sys.exit(1)
+    if json_:
+        _print_json(validation.model_dump(mode="json"))
+    else:
+        from api.tables import validation_view
+
+        _console().print(validation_view(validation))
+
+
+@cli.command("list")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@as_json
+def list_(limit: int, json_: bool) -> None:
+    """Experiments, newest first."""
+    with _client() as client:
+        page = client.experiments(limit=limit)
+    if json_:
+        _print_json([experiment.model_dump(mode="json") for experiment in page.items])
+        return
+    from api.tables import experiments_table
+
+    _console().print(experiments_table(page.items))
+    if page.next_cursor:
+        click.echo(f"(the newest {limit}; more with --limit)", err=True)
+
+
+@cli.command()
+@click.argument("experiment_id")
+@as_json
+def show(experiment_id: str, json_: bool) -> None:
+    """One experiment with its trials."""
+    with _client() as client:
+        if json_:
+            _print_json(_shown(client, experiment_id))
+            return
+        from api.tables import follow_view
+
+        console = _console()
+        experiment = client.experiment(experiment_id)
+        console.print(follow_view(experiment, client.trials(experiment_id)))
+        for warning in experiment.warnings:
+            console.print(f"warning: {warning}", style="yellow")
+
+
+def _shown(client: "Client", experiment_id: str) -> dict[str, Any]:
+    """The experiment, its trials, and each trial's runs."""
+    experiment = client.experiment(experiment_id).model_dump(mode="json")
+    runs: dict[str, list[Any]] = {}
+    for run in client.experiment_runs(experiment_id).items:
+        runs.setdefault(run.trial_id, []).append(run.model_dump(mode="json"))
+    trials = [trial.model_dump(mode="json") for trial in client.trials(experiment_id)]
+    return {**experiment, "trials": [{**trial, "runs": runs.get(trial["id"], [])} for trial in trials]}
+
+
+@cli.command()
+@click.argument("experiment_id")
+@click.option("--after", default=0, help="Only events with a larger id.")
+@as_json
+def watch(experiment_id: str, after: int, json_: bool) -> None:
+    """Events of an experiment as they happen, until it is over."""
+    with _client() as client:
+        for event in client.watch(experiment_id, after=after):
+            if json_:
+                click.echo(event.model_dump_json())
+                continue
+            at = time.strftime("%H:%M:%S", time.localtime(event.at_ms / 1000))
+            data = " ".join(f"{key}={value}" for key, value in event.data.items() if value not in (None, ""))
+            click.echo(f"{at} {event.id:>6} {event.kind:<22} {event.trial_id or '':<20} {data}")
+
+
+@cli.command()
+@click.argument("experiment_id")
+@as_json
+def compare(experiment_id: str, json_: bool) -> None:
+    """The trials of an experiment side by side, best first."""
+    with _client() as client:
+        comparison = client.comparison(experiment_id)
+    if json_:
+        _print_json(comparison.model_dump(mode="json"))
+        return
+    from api.tables import comparison_view
+
+    _console().print(comparison_view(comparison))
+
+
+@cli.command()
+@click.argument("experiment_id")
+@as_json
+def cancel(experiment_id: str, json_: bool) -> None:
+    """Ask for the end of an experiment."""
+    with _client() as client:
+        experiment = client.cancel(experiment_id)
+    if json_:
+        _print_json(experiment.model_dump(mode="json"))
+    else:
+        click.echo(f"{experiment.id} is {experiment.state}")
+
+
+@cli.command()
+@click.option("--new", is_flag=True, help="Replace the token; counts from the next start of the API.")
+def token(new: bool) -> None:
+    """Print the API's token and the dashboard's address with it."""
+    from api.address import DEFAULT_URL, known_address
+    from api.auth import ensure_token, replace_token
+    from orchestrator import home
+
+    root = home.home()
+    path = home.token_path(root)
+    text = replace_token(path) if new else ensure_token(path)
+    click.echo(text)
+    click.echo(f"{known_address(root) or DEFAULT_URL}/?token={text}", err=True)
+
+
+# Without any service
+
+
+def _passed_on(command: str, text: str) -> None:
+    @cli.command(
+        command,
+        help=text,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def run(arguments: tuple[str, ...]) -> None:
+        from api.supervisor import child_environment
+
+        # -P: a folder called `trainer` where the user happens to be is not ours.
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "trainer", command, *arguments], child_environment())
+
+
+_passed_on("train", "One run of a spec or a TrainConfig into a folder: SPEC --out DIR [--resume].")
+_passed_on("params", "Parameters, FLOPs and memory of a spec or a TrainConfig: SPEC --json.")
+_passed_on("data", "The embedded corpora; --build-cache cuts them into token shards.")
+
+
+if __name__ == "__main__":
+    main()

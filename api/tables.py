@@ -1,0 +1,286 @@
+"""What people read in the terminal: tables of experiments and trials, and the comparison."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from api.schemas.comparison import Comparison, ComparisonRow
+from api.schemas.experiments import ExperimentDetail, ExperimentSummary, Validation
+from api.schemas.problems import ProblemError
+from api.schemas.trials import TrialRead
+from orchestrator.states import TrialState, is_terminal
+
+STATE_STYLES = {
+    "queued": "dim",
+    "running": "cyan",
+    "retrying": "yellow",
+    "completed": "green",
+    "pruned": "magenta",
+    "failed": "bold red",
+    "infeasible": "red",
+    "cancelling": "yellow",
+    "cancelled": "dim",
+}
+MISSING = "-"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured value with a fixed number of decimals."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """A large count with its power of a thousand: 1.23M."""
+    if value is None:
+        return MISSING
+    for power, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{value / power:.3g}{letter}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 2 min 05 s."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def parameter(value: Any) -> str:
+    """A parameter's value, numbers to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def params_text(params: dict[str, Any]) -> str:
+    """Parameters on one line, by the last part of their paths."""
+    return ", ".join(f"{short_path(path)}={parameter(value)}" for path, value in params.items()) or MISSING
+
+
+def short_path(path: str) -> str:
+    """The last part of a dotted path, with the one before it where that alone says too little."""
+    parts = path.split(".")
+    return ".".join(parts[-2:]) if parts[-1] in {"coefficient", "update_rate", "kind", "lr_scale"} else parts[-1]
+
+
+def state_text(state: str) -> Text:
+    """A state in its colour."""
+    return Text(state, style=STATE_STYLES.get(state, ""))
+
+
+def experiments_table(rows: Iterable[ExperimentSummary]) -> Table:
+    """The list of experiments."""
+    table = Table("id", "name", "state", "trials", "best", "spikes", "ETA", box=None, header_style="bold")
+    for row in rows:
+        counts = row.trial_counts
+        over = counts.completed + counts.pruned + counts.failed + counts.infeasible + counts.cancelled
+        table.add_row(
+            row.id,
+            row.name,
+            state_text(row.state),
+            f"{over}/{row.num_trials if row.num_trials is not None else '?'}",
+            number(row.best.objective, 4) if row.best else MISSING,
+            str(row.num_spikes),
+            duration(row.eta_s),
+        )
+    return table
+
+
+def trials_table(trials: Sequence[TrialRead]) -> Table:
+    """The table of trials while they run and after."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("#", "trial", "state", "tokens", "loss", "MaxVio", "entropy", "bits/byte", "why"):
+        table.add_column(
+            name, justify="left" if name in ("trial", "state", "why") else "right", no_wrap=name not in ("trial", "why")
+        )
+    for trial in trials:
+        progress, summary = trial.progress, trial.summary
+        shown = [MISSING] * 5
+        if summary is not None:
+            shown[1:4] = [
+                number(summary.final_loss),
+                number(summary.worst_max_violation, 2),
+                number(summary.min_token_entropy, 2),
+            ]
+            shown[4] = number(summary.bits_per_byte.get("all"))
+        if progress is not None:
+            shown[0] = f"{count(progress.tokens)}/{count(progress.budget_tokens)}"
+            if summary is None:
+                shown[1:] = [
+                    number(progress.loss),
+                    number(progress.max_violation, 2),
+                    number(progress.token_entropy, 2),
+                    number(progress.bits_per_byte),
+                ]
+        table.add_row(
+            str(trial.number), trial.label or params_text(trial.params), state_text(trial.state), *shown, _why(trial)
+        )
+    return table
+
+
+def _why(trial: TrialRead) -> str:
+    if trial.state is TrialState.COMPLETED or (trial.state is TrialState.RUNNING and not trial.reason):
+        return ""
+    return trial.reason or (trial.cause.value if trial.cause else "")
+
+
+def progress_line(experiment: ExperimentSummary) -> str:
+    """One line on where an experiment is."""
+    counts = experiment.trial_counts
+    over = counts.completed + counts.pruned + counts.failed + counts.infeasible + counts.cancelled
+    parts = [
+        f"{experiment.name}: {experiment.state}",
+        f"{over} of {experiment.num_trials if experiment.num_trials is not None else '?'} trials over",
+    ]
+    if experiment.best:
+        parts.append(f"best {experiment.objective.metric} {experiment.best.objective:.4f} (#{experiment.best.number})")
+    if not is_terminal(experiment.state):
+        parts.append(f"ETA {duration(experiment.eta_s)}")
+    return " | ".join(parts)
+
+
+def follow_view(experiment: ExperimentDetail, trials: Sequence[TrialRead]) -> RenderableType:
+    """What `--follow` and `demo` draw anew each second."""
+    return Group(Text(progress_line(experiment), style="bold"), trials_table(trials))
+
+
+def problems_table(errors: Iterable[ProblemError]) -> Table:
+    """Every field that is wrong in a refused spec."""
+    table = Table("where", "what", box=None, header_style="bold red")
+    for error in errors:
+        table.add_row(error.pointer or "the document", error.message)
+    return table
+
+
+def validation_view(validation: Validation) -> RenderableType:
+    """What a spec would mean."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    parameters = validation.parameters
+    trials = f"{validation.num_trials} of the search, {validation.num_baselines} baselines"
+    table.add_row("trials", trials)
+    for dimension in validation.space:
+        table.add_row("", f"{dimension.path}: {dimension.domain}")
+    table.add_row("parameters", f"{count(parameters.total)}, {count(parameters.active)} active")
+    table.add_row("FLOPs per token", count(validation.flops_per_token))
+    table.add_row("memory per worker", f"{validation.memory.total_gib:.3g} GiB")
+    for name, estimated in (
+        ("training FLOPs", validation.training_flops),
+        ("time", validation.duration),
+        ("disk", validation.disk),
+        ("trials at a time", validation.max_parallel_trials),
+    ):
+        value = duration(estimated.value) if estimated.unit == "s" else f"{count(estimated.value)} {estimated.unit}"
+        table.add_row(name, f"{value}  ({estimated.basis})")
+    for warning in validation.warnings:
+        table.add_row("warning", Text(warning, style="yellow"))
+    return table
+
+
+def comparison_view(comparison: Comparison) -> RenderableType:
+    """The whole comparison, ranking first and what it does not show last."""
+    parts: list[RenderableType] = [
+        Text(f"Ranking by {comparison.objective.metric} ({comparison.objective.domain})", style="bold"),
+        Text(comparison.contract, style="dim"),
+        _ranking(comparison),
+        Text("\nHeld-out bits per byte by domain: at the end (at initialisation)", style="bold"),
+        _domains(comparison),
+        Text("\nRouter health, worst layer, and loss spikes", style="bold"),
+        _health(comparison.rows),
+    ]
+    if any(row.domain_information for row in comparison.rows):
+        parts += [
+            Text(
+                "\nDomain specialisation: mutual information of domain and expert in bits, by MoE layer", style="bold"
+            ),
+            Text(
+                "untrained: the same model at initialisation; shuffled: the trained router with the labels shuffled",
+                style="dim",
+            ),
+            _specialisation(comparison.rows),
+        ]
+    parts.append(Text("\nWhat this does not show", style="bold"))
+    parts += [Text(f"- {caveat}") for caveat in comparison.caveats]
+    return Group(*parts)
+
+
+def _name(row: ComparisonRow) -> str:
+    return f"#{row.number} {row.label or params_text(row.params)}"
+
+
+def _ranking(comparison: Comparison) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("rank", "trial", "state", "objective", "to baseline", "active", "total", "FLOPs/token", "tokens/s"):
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=name != "trial")
+    for row in comparison.rows:
+        difference = row.difference_to_baseline
+        table.add_row(
+            MISSING if row.rank is None else str(row.rank),
+            _name(row),
+            state_text(row.state),
+            number(row.objective, 4),
+            MISSING if difference is None else f"{difference:+.4f}",
+            count(row.active_parameters),
+            count(row.total_parameters),
+            count(row.flops_per_token),
+            count(row.tokens_per_s),
+        )
+    return table
+
+
+def _domains(comparison: Comparison) -> Table:
+    table = Table("trial", box=None, header_style="bold", pad_edge=False)
+    for domain in comparison.domains:
+        table.add_column(domain, justify="right")
+    for row in comparison.rows:
+        scores = {score.domain: score for score in row.domains}
+        if scores:
+            cells = [_score(scores[domain]) if domain in scores else MISSING for domain in comparison.domains]
+            table.add_row(f"#{row.number}", *cells)
+    return table
+
+
+def _score(score: Any) -> str:
+    return f"{number(score.final)} ({number(score.initial, 2)})"
+
+
+def _health(rows: Sequence[ComparisonRow]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("trial", "MaxVio", "in layer", "min token entropy", "min load entropy", "dead", "spikes"):
+        table.add_column(name, justify="left" if name == "trial" else "right")
+    for row in rows:
+        if row.num_spikes is None:
+            continue
+        table.add_row(
+            f"#{row.number}",
+            number(row.worst_max_violation, 2),
+            MISSING if row.worst_max_violation_layer is None else str(row.worst_max_violation_layer),
+            number(row.min_token_entropy, 2),
+            number(row.min_load_entropy, 2),
+            number(row.max_dead_fraction, 2),
+            str(row.num_spikes),
+        )
+    return table
+
+
+def _specialisation(rows: Sequence[ComparisonRow]) -> Table:
+    table = Table("trial", "trained", "untrained", "shuffled", box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        information = row.domain_information
+        if information is not None:
+            table.add_row(
+                f"#{row.number}",
+                *(
+                    "  ".join(f"{value:.3f}" for value in values)
+                    for values in (information.trained, information.untrained, information.shuffled)
+                ),
+            )
+    return table
