@@ -1,0 +1,81 @@
+"""What a comparison holds equal, and what it does not show, in sentences for people."""
+
+from collections.abc import Sequence
+
+from orchestrator.spec import ExperimentSpec
+from orchestrator.states import TrialState
+from orchestrator.store.records import TrialKind, TrialRecord
+from trainer.config import TrainConfig
+from trainer.model.size import flops_per_token, model_size
+
+
+def contract_of(ranked: Sequence[TrialRecord]) -> str:
+    """What is equal between the ranked trials: training tokens, active parameters, training FLOPs."""
+    configs = [TrainConfig.model_validate(trial.config) for trial in ranked if trial.config is not None]
+    if not configs:
+        return "nothing to compare yet: no trial has trained its whole budget"
+    tokens = {config.num_steps * config.step_tokens for config in configs}
+    active = {model_size(config.model).active for config in configs}
+    flops = {flops_per_token(config.model, seq_len=config.data.seq_len) for config in configs}
+    return "; ".join(
+        (
+            _equal_or_range("training tokens", sorted(tokens)),
+            _equal_or_range("active parameters", sorted(active)),
+            _equal_or_range("training FLOPs per token", sorted(flops)),
+        )
+    )
+
+
+def caveats_of(
+    spec: ExperimentSpec, trials: Sequence[TrialRecord], ranked: Sequence[TrialRecord], *, knows_noise: bool
+) -> tuple[str, ...]:
+    """The sentences that belong under the table; those that do not apply are left out.
+
+    Args:
+        trials: all trials.
+        ranked: those that trained their whole budget.
+        knows_noise: whether some ranked trials differ in their seed only.
+    """
+    found: list[str] = []
+    num_open = sum(trial.finished_at_ms is None for trial in trials)
+    if num_open:
+        found.append(f"{num_open} of {len(trials)} trials have not ended, so the ranking can still change.")
+    if len(ranked) > 1 and not knows_noise:
+        found.append(
+            "Every configuration ran with one seed, so the noise between seeds is not known: a small difference may be "
+            "chance. Vary `seed` to learn it."
+        )
+    num_searched = sum(trial.kind is TrialKind.SEARCH for trial in ranked)
+    has_baselines = any(trial.kind is TrialKind.BASELINE for trial in ranked)
+    if num_searched > 1:
+        found.append(
+            f"The best of {num_searched} trials was chosen on the held-out text that its figure is from, so it looks "
+            "better than it would on fresh text."
+        )
+    if has_baselines and num_searched and spec.space:
+        paths = ", ".join(sorted(spec.space))
+        found.append(
+            f"Baselines ran once, with the values of the base; the search tuned {paths}. A difference to a baseline "
+            "includes that tuning."
+        )
+    num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
+    if num_pruned:
+        found.append(
+            f"{num_pruned} trials were stopped early and are listed at the tokens they reached; a slow starter among "
+            "them might have won."
+        )
+    num_failed = sum(trial.state in (TrialState.FAILED, TrialState.INFEASIBLE) for trial in trials)
+    if num_failed:
+        found.append(f"{num_failed} trials failed or could not run and are not ranked.")
+    if ranked:
+        found.append(
+            f"Held-out figures are over {spec.base.data.evaluation_tokens:,} tokens of each corpus, after "
+            f"{spec.base.loop.budget_tokens:,} training tokens: which choice wins may change with size and budget."
+        )
+    return tuple(found)
+
+
+def _equal_or_range(name: str, values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"equal {name} ({values[0]:,.0f})"
+    return f"{name} differ ({values[0]:,.0f} to {values[-1]:,.0f})"
