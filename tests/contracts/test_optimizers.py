@@ -1,0 +1,85 @@
+"""Every optimizer: one group per parameter, groups by role, exact after a round trip of its state."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from tests.support.component_configs import config_classes, example_config
+from tests.support.models import dense_and_moe_configs, random_tokens, tiny_model
+from trainer.config.optimizers import OptimizerConfig
+from trainer.model.build import parameter_roles
+from trainer.model.transformer import Transformer
+from trainer.optimizers import OPTIMIZERS
+from trainer.optimizers.build import build_optimizer, set_learning_rate
+
+every_kind = pytest.mark.parametrize("kind", OPTIMIZERS)
+CONFIG = dense_and_moe_configs()["moe_everything"]
+
+
+def train(model: Transformer, optimizer: torch.optim.Optimizer, *, seed: int) -> float:
+    loss = model(random_tokens(2, 8, seed=seed), random_tokens(2, 8, seed=seed + 1)).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def test_registry_has_the_kinds_of_the_config() -> None:
+    assert set(OPTIMIZERS) == set(config_classes(OptimizerConfig))
+
+
+@every_kind
+def test_every_parameter_is_in_one_group_of_its_role(kind: str) -> None:
+    model = tiny_model(CONFIG)
+    optimizer = build_optimizer(example_config(OptimizerConfig, kind), model)
+    roles = parameter_roles(model)
+    expected = sorted((id(parameter), roles[name]) for name, parameter in model.named_parameters())
+    grouped = sorted(
+        (id(parameter), group["role"]) for group in optimizer.param_groups for parameter in group["params"]
+    )
+    assert grouped == expected
+
+
+@every_kind
+def test_learning_rate_reaches_every_group_with_its_scale(kind: str) -> None:
+    config = example_config(OptimizerConfig, kind, lr=0.5, router={"lr_scale": 0.1, "weight_decay": 0.0})
+    optimizer = build_optimizer(config, tiny_model(CONFIG))
+    assert all(group["lr"] == 0.5 * group["lr_scale"] for group in optimizer.param_groups)
+    set_learning_rate(optimizer, 0.02)
+    assert {group["lr"] for group in optimizer.param_groups if group["role"] == "router"} == {0.02 * 0.1}
+    assert {group["lr"] for group in optimizer.param_groups if group["role"] != "router"} == {0.02}
+
+
+@every_kind
+def test_loss_falls(kind: str) -> None:
+    model = tiny_model(CONFIG, spread=2.0)
+    optimizer = build_optimizer(example_config(OptimizerConfig, kind, lr=3e-3), model)
+    losses = [train(model, optimizer, seed=0) for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+@every_kind
+def test_next_step_after_a_round_trip_of_the_state_is_bit_equal(kind: str) -> None:
+    config = example_config(OptimizerConfig, kind, lr=1e-2)
+    model, copy = tiny_model(CONFIG), tiny_model(CONFIG, seed=5)
+    optimizer, copied_optimizer = build_optimizer(config, model), build_optimizer(config, copy)
+    for seed in range(3):
+        train(model, optimizer, seed=seed)
+    copy.load_state_dict(model.state_dict())
+    copied_optimizer.load_state_dict(deepcopy(optimizer.state_dict()))  # else they would share their moments
+    assert train(model, optimizer, seed=9) == train(copy, copied_optimizer, seed=9)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, copy.get_parameter(name)), name
+
+
+@every_kind
+def test_state_holds_tensors_and_groups_hold_plain_values(kind: str) -> None:
+    # What a checkpoint writes without pickle.
+    model = tiny_model(CONFIG)
+    optimizer = build_optimizer(example_config(OptimizerConfig, kind), model)
+    train(model, optimizer, seed=0)
+    state = optimizer.state_dict()
+    assert all(torch.is_tensor(value) for values in state["state"].values() for value in values.values())
+    plain = (bool, int, float, str, type(None), tuple, list)
+    assert all(isinstance(value, plain) for group in state["param_groups"] for value in group.values())
