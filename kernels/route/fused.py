@@ -18,8 +18,9 @@ from torch import Tensor
 from kernels.route.routing import Routing
 from kernels.route.stats import NUM_SUM_SLOTS, STAT_NAMES, RouterStats
 
-# A tile of about 4096 logits keeps the handful of float32 tiles the kernels need in registers at 4 warps.
-_TILE_ELEMENTS = 4096
+# Logits per tile. Compiled for sm_90 with 4 warps at E=64, K=8, the forward kernel takes 168 registers a thread at
+# 1024; at 2048 it takes all 255 and starts to spill, at 4096 it spills 1168 bytes.
+_TILE_ELEMENTS = 1024
 _MAX_TILE_TOKENS = 64
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # finite: real experts, NaN and -inf included, stay above the padding
 
@@ -225,7 +226,8 @@ def _route_forward(
     scores = tl.exp(log_scores)
     probs = tl.where(real, tl.exp(log_probs), 0.0)
 
-    # K passes of argmax; a chosen expert falls to -inf, where the padding already is.
+    # K passes of argmax; a chosen expert falls to -inf, where the padding already is. Real loops, here and below:
+    # unrolled, K=8 at a tile of 64 tokens and 64 experts compiled to 2 MB of machine code in 14 s.
     if HAS_BIAS:
         bias = tl.load(bias_ptr + experts, mask=real_e, other=0.0).to(tl.float32)
         selection = scores + bias[None, :]
@@ -238,22 +240,20 @@ def _route_forward(
     columns = tl.arange(0, BLOCK_K)
     ids = tl.zeros((BLOCK_T, BLOCK_K), dtype=tl.int32)
     log_weights = tl.full((BLOCK_T, BLOCK_K), -float("inf"), dtype=tl.float32)
-    edge = tl.zeros((BLOCK_T,), dtype=tl.float32)
-    for k in tl.static_range(TOP_K):
+    for k in range(TOP_K):
         best = tl.argmax(left, axis=1, tie_break_left=True)
         hit = experts[None, :] == best[:, None]
         here = columns[None, :] == k
         ids = tl.where(here, best[:, None], ids)
         log_weights = tl.where(here, tl.sum(tl.where(hit, log_scores, 0.0), axis=1)[:, None], log_weights)
-        if k == TOP_K - 1:
-            edge = tl.sum(tl.where(hit, selection, 0.0), axis=1)
         left = tl.where(hit, -float("inf"), left)
     # No real expert is at -inf before it is chosen, so what fell and is real was chosen.
     chosen = (left == -float("inf")) & real
 
     if TOP_K < NUM_EXPERTS:
-        refused = tl.where(real_e[None, :] & (left > -float("inf")), selection, -float("inf"))
-        margin = edge - tl.max(refused, axis=1)
+        last_chosen = tl.min(tl.where(chosen, selection, float("inf")), axis=1)
+        first_refused = tl.max(tl.where(left > -float("inf"), selection, -float("inf")), axis=1)
+        margin = tl.where(real_t, last_chosen - first_refused, 0.0)
     else:
         margin = tl.zeros((BLOCK_T,), dtype=tl.float32)
 
@@ -269,7 +269,7 @@ def _route_forward(
     member = chosen.to(tl.int32)
     before = tl.cumsum(member, axis=0) - member
     ranks = tl.zeros((BLOCK_T, BLOCK_K), dtype=tl.int32)
-    for k in tl.static_range(TOP_K):
+    for k in range(TOP_K):
         here = columns[None, :] == k
         expert = tl.sum(tl.where(here, ids, 0), axis=1)
         rank = tl.sum(tl.where(experts[None, :] == expert[:, None], before, 0), axis=1)
@@ -350,12 +350,12 @@ def _route_backward(
 
     mean = tl.zeros((BLOCK_T,), dtype=tl.float32)
     if NORMALIZE:
-        for k in tl.static_range(TOP_K):
+        for k in range(TOP_K):
             pair = tokens.to(tl.int64) * TOP_K + k
             weight = tl.load(weights_ptr + pair, mask=real_t, other=0.0)
             mean += weight * tl.load(dweights_ptr + pair, mask=real_t, other=0.0).to(tl.float32)
         mean = mean / scale
-    for k in tl.static_range(TOP_K):
+    for k in range(TOP_K):
         pair = tokens.to(tl.int64) * TOP_K + k
         expert = tl.load(ids_ptr + pair, mask=real_t, other=0).to(tl.int32)
         weight = tl.load(weights_ptr + pair, mask=real_t, other=0.0)

@@ -51,7 +51,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype, score
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k"), [(1, 1, 1), (1, 7, 3), (5, 1, 1), (9, 4, 4), (131, 5, 2), (70, 70, 9)]
+    ("num_tokens", "num_experts", "top_k"), [(1, 1, 1), (1, 7, 3), (5, 1, 1), (9, 4, 4), (131, 5, 2), (20, 70, 9)]
 )
 def test_edges_of_the_shape(num_tokens: int, num_experts: int, top_k: int) -> None:
     assert_fused_equals_reference(
