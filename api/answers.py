@@ -7,24 +7,15 @@ from pydantic import ValidationError
 
 from api.schemas.experiments import BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
 from api.schemas.trials import Progress, RungRead, RunRead, TrialDetail, TrialRead
-from orchestrator.search.grid import grid_size
+from orchestrator.search.grid import num_search_trials
 from orchestrator.search.stop import rung_tokens
-from orchestrator.spec import ExperimentSpec, GridSampler, Objective
+from orchestrator.spec import ExperimentSpec, Objective
 from orchestrator.states import TrialState, is_terminal
 from orchestrator.store.overview import Best, NewestRun, Pace, best_trials, newest_runs, num_spikes, pace
 from orchestrator.store.records import ExperimentRecord, RunRecord, TrialRecord
 from orchestrator.store.work import Work
 from trainer.config import TrainConfig
 from trainer.config.run import RunSummary
-
-
-def num_planned_trials(spec: ExperimentSpec) -> int | None:
-    """Trials of the search plus baselines; None where the spec leaves the number open."""
-    num_trials = spec.num_trials
-    if isinstance(spec.sampler, GridSampler):
-        size = grid_size(spec)
-        num_trials = size if num_trials is None else min(num_trials, size)
-    return None if num_trials is None else num_trials + len(spec.baselines)
 
 
 def experiment_summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[ExperimentSummary]:
@@ -100,14 +91,14 @@ def run_rows(records: Iterable[RunRecord]) -> list[RunRead]:
     ]
 
 
-def remaining_s(pace: Pace, *, num_trials: int | None, num_proposed: int) -> float | None:
+def remaining_s(pace: Pace, *, num_trials: int, num_proposed: int) -> float | None:
     """Seconds until all planned trials are over, if trials go on as they did.
 
     What live runs say they still need, plus the mean duration so far for every trial that has not started, shared
     among as many trials as run now; at least what the slowest live run needs. None if nothing has told its pace yet.
     """
     known = [progress["eta_s"] for progress in pace.live if progress and progress.get("eta_s") is not None]
-    num_waiting = pace.num_waiting + max(0, (num_trials or 0) - num_proposed)
+    num_waiting = pace.num_waiting + max(0, num_trials - num_proposed)
     if pace.mean_duration_s is None and not known:
         return None
     # Before the first trial is over, one that starts is taken to need as long as a live one in all.
@@ -131,7 +122,8 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
     spikes = num_spikes(work.connection, [record.id for record in records])
     rows: list[dict[str, Any]] = []
     for record in records:
-        num_trials = num_planned_trials(ExperimentSpec.model_validate(record.spec))
+        spec = ExperimentSpec.model_validate(record.spec)
+        num_trials = num_search_trials(spec) + len(spec.baselines)
         eta_s = None
         if not is_terminal(record.state):
             eta_s = remaining_s(

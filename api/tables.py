@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.schemas.comparison import Comparison, ComparisonRow
-from api.schemas.experiments import ExperimentDetail, ExperimentSummary, Validation
+from api.schemas.experiments import Estimated, ExperimentDetail, ExperimentSummary, Validation
 from api.schemas.problems import ProblemError
 from api.schemas.trials import TrialRead
 from orchestrator.states import TrialState, is_terminal
@@ -85,7 +85,7 @@ def experiments_table(rows: Iterable[ExperimentSummary]) -> Table:
             row.id,
             row.name,
             state_text(row.state),
-            f"{over}/{row.num_trials if row.num_trials is not None else '?'}",
+            f"{over}/{row.num_trials}",
             number(row.best.objective, 4) if row.best else MISSING,
             str(row.num_spikes),
             duration(row.eta_s),
@@ -137,7 +137,7 @@ def progress_line(experiment: ExperimentSummary) -> str:
     over = counts.completed + counts.pruned + counts.failed + counts.infeasible + counts.cancelled
     parts = [
         f"{experiment.name}: {experiment.state}",
-        f"{over} of {experiment.num_trials if experiment.num_trials is not None else '?'} trials over",
+        f"{over} of {experiment.num_trials} trials over",
     ]
     if experiment.best:
         parts.append(f"best {experiment.objective.metric} {experiment.best.objective:.4f} (#{experiment.best.number})")
@@ -173,16 +173,25 @@ def validation_view(validation: Validation) -> RenderableType:
     table.add_row("FLOPs per token", count(validation.flops_per_token))
     table.add_row("memory per worker", f"{validation.memory.total_gib:.3g} GiB")
     for name, estimated in (
+        ("training tokens", validation.tokens),
         ("training FLOPs", validation.training_flops),
         ("time", validation.duration),
         ("disk", validation.disk),
         ("trials at a time", validation.max_parallel_trials),
     ):
-        value = duration(estimated.value) if estimated.unit == "s" else f"{count(estimated.value)} {estimated.unit}"
-        table.add_row(name, f"{value}  ({estimated.basis})")
+        table.add_row(name, f"{_estimated(estimated)}  ({estimated.basis})")
     for warning in validation.warnings:
         table.add_row("warning", Text(warning, style="yellow"))
     return table
+
+
+def _estimated(estimated: Estimated) -> str:
+    def said(value: float | None) -> str:
+        return duration(value) if estimated.unit == "s" else f"{count(value)} {estimated.unit}"
+
+    if estimated.low == estimated.high:
+        return said(estimated.value)
+    return f"{said(estimated.value)} ({said(estimated.low)} to {said(estimated.high)})"
 
 
 def comparison_view(comparison: Comparison) -> RenderableType:
@@ -227,13 +236,17 @@ def _ranking(comparison: Comparison) -> Table:
             _name(row),
             state_text(row.state),
             number(row.objective, 4),
-            MISSING if difference is None else f"{difference:+.4f}",
+            MISSING if difference is None else f"{difference:+.4f}{_noise_note(row)}",
             count(row.active_parameters),
             count(row.total_parameters),
             count(row.flops_per_token),
             count(row.tokens_per_s),
         )
     return table
+
+
+def _noise_note(row: ComparisonRow) -> str:
+    return " (seed noise)" if row.differences and row.differences[0].within_noise else ""
 
 
 def _domains(comparison: Comparison) -> Table:

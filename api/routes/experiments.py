@@ -7,15 +7,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 
 from api.answers import experiment_detail, experiment_summaries, run_rows, trial_rows
+from api.comparison import comparison
 from api.dependencies import Cursor, DatabaseOf, Limit
 from api.problems import ILLEGAL_TRANSITION, KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
 from api.routes.body import SPEC_BODY, SpecDocument
 from api.schemas.comparison import Comparison
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, Validation
 from api.schemas.trials import RunList, TrialPage
+from api.validation import validation
 from orchestrator.admission import admit
 from orchestrator.capacity import Capacity, capacity_of
 from orchestrator.states import ExperimentState
+from orchestrator.store.overview import recent_summaries
 from orchestrator.store.session import Database
 
 router = APIRouter(tags=["experiments"])
@@ -64,7 +67,11 @@ def submit_experiment(
 )
 def validate_experiment(document: SpecDocument, database: DatabaseOf) -> Validation:
     """What submitting the spec would mean: the normalised spec, sizes, costs, warnings. Nothing is stored."""
-    raise NotImplementedError
+    with database.read() as work:
+        known = capacity_of(work.services.get("ray"))
+        summaries = recent_summaries(work.connection)
+    admitted = admit(document, capacity=known)
+    return validation(admitted, known, summaries)
 
 
 @router.get("/experiments", operation_id="list_experiments")
@@ -116,7 +123,8 @@ def cancel_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDet
 @router.get("/experiments/{experiment_id}/comparison", operation_id="compare_trials", responses=problems(NOT_FOUND))
 def compare_trials(experiment_id: str, database: DatabaseOf) -> Comparison:
     """The trials side by side, best first, with what the comparison does not show."""
-    raise NotImplementedError
+    with database.read() as work:
+        return comparison(work, experiment_id)
 
 
 def capacity(database: Database) -> Capacity | None:

@@ -26,6 +26,25 @@ class DomainInformation(Answer):
     """Trained router, domain labels shuffled: the estimator's bias."""
 
 
+class BaselineDifference(Answer):
+    """A trial's objective minus that of a baseline."""
+
+    baseline_trial_id: str
+    baseline_label: str
+    value: float
+    within_noise: bool | None
+    """Whether seeds alone can explain it; null if the noise between seeds is not known."""
+
+
+class SeedNoise(Answer):
+    """How much the objective varies between seeds alone."""
+
+    standard_deviation: float
+    """Pooled over the groups of completed trials that differ in their seed only."""
+    num_groups: int
+    num_trials: int
+
+
 class ComparisonRow(Answer):
     """One trial in the comparison."""
 
@@ -42,7 +61,9 @@ class ComparisonRow(Answer):
     objective: float | None
     objective_tokens: int | None
     difference_to_baseline: float | None
-    """Objective minus that of the first baseline; null without both."""
+    """Objective minus that of the first baseline; null without both, and for that baseline."""
+    differences: list[BaselineDifference]
+    """To every completed baseline but itself."""
     final_loss: float | None
     domains: list[DomainScore]
     total_parameters: int | None
@@ -70,6 +91,9 @@ class Comparison(Answer):
     """What is held equal between the trials, in words."""
     baseline_trial_id: str | None
     domains: list[str]
+    """`all` first."""
+    noise: SeedNoise | None
+    """Null if no two completed trials differ in their seed only."""
     rows: list[ComparisonRow]
     caveats: list[str]
     """What the comparison does not show."""

@@ -44,8 +44,8 @@ class ExperimentSummary(Answer):
     created_at_ms: EpochMs
     finished_at_ms: EpochMs | None
     objective: Objective
-    num_trials: int | None
-    """Trials of the search plus baselines, as planned; null when the number is only known at the end."""
+    num_trials: int
+    """Trials of the search plus baselines, as planned."""
     trial_counts: TrialCounts
     best: BestTrial | None
     num_spikes: int
@@ -82,6 +82,8 @@ class Estimated(Answer):
 
     value: float | None
     """Null if there is no basis to estimate it from."""
+    low: float | None
+    high: float | None
     unit: str
     basis: str
 
@@ -122,18 +124,24 @@ class Validation(Answer):
 
     spec: dict[str, Any] = Field(json_schema_extra=shown_as("ExperimentSpec"))
     """The normalised spec with all defaults."""
-    num_trials: int | None
+    num_trials: int
     """Trials of the search, without baselines."""
     num_baselines: int
     space: list[SearchedParameter]
     parameters: ParameterCounts
     """Of the base configuration."""
+    total_parameters: Estimated
+    """Over the search space."""
     flops_per_token: float
     """Training FLOPs per token of the base configuration, forward and backward."""
+    tokens: Estimated
+    """Over all trials: `value` and `high` as if none were pruned, `low` as if every rung pruned all it may."""
     training_flops: Estimated
-    """Over all trials, as if none were pruned."""
+    """Likewise."""
     memory: MemoryNeeded
     """Of one worker of the base configuration."""
+    peak_memory: Estimated
+    """Of one worker, over the search space."""
     duration: Estimated
     disk: Estimated
     max_parallel_trials: Estimated

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select
 
 from orchestrator.states import RunState, TrialState
-from orchestrator.store.models import RunRow, TrialRow
+from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
 from orchestrator.store.records import TrialKind
 
 _LIVE = (RunState.STARTING.value, RunState.RUNNING.value)
@@ -140,6 +140,18 @@ def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[st
                 params=row.params,
             )
     return best
+
+
+def recent_summaries(connection: Connection, *, limit: int = 50) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Resources and RunSummary of the newest completed trials of this installation."""
+    rows = connection.execute(
+        select(ExperimentRow.spec, TrialRow.summary)
+        .join(ExperimentRow, ExperimentRow.id == TrialRow.experiment_id)
+        .where(TrialRow.state == TrialState.COMPLETED.value, TrialRow.summary.is_not(None))
+        .order_by(TrialRow.finished_at_ms.desc())
+        .limit(limit)
+    )
+    return [(row.spec["resources"], row.summary) for row in rows if row.summary is not None]
 
 
 def pace(connection: Connection, experiment_id: str) -> Pace:

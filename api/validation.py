@@ -1,0 +1,74 @@
+"""The answer to `experiments:validate`: an admitted spec with what it will take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from api.schemas.experiments import Estimated, MemoryNeeded, ParameterCounts, SearchedParameter, Validation
+from orchestrator import estimate as estimates
+from orchestrator.admission import Admitted
+from orchestrator.capacity import Capacity
+from orchestrator.search.space import Parameter, parameters
+from orchestrator.search.stop import rung_tokens
+from orchestrator.spec import ChoiceDomain, FloatDomain, IntDomain
+
+
+def validation(
+    admitted: Admitted, capacity: Capacity | None, summaries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> Validation:
+    """What submitting the spec would mean.
+
+    Args:
+        capacity: what the cluster holds, as far as it is known.
+        summaries: resources and RunSummary of trials that ran here; those with the same resources tell the pace.
+    """
+    spec = admitted.spec
+    resources = spec.resources.model_dump(mode="json")
+    measured = [
+        estimates.Measured(flops_per_token=summary["flops_per_token"], tokens_per_s=summary["tokens_per_s"])
+        for used, summary in summaries
+        if used == resources and summary.get("tokens_per_s") and summary.get("flops_per_token")
+    ]
+    found = estimates.estimate(spec, capacity=capacity, measured=measured)
+    return Validation(
+        spec=spec.model_dump(mode="json"),
+        num_trials=found.num_trials,
+        num_baselines=found.num_baselines,
+        space=[_dimension(parameter) for parameter in parameters(spec)],
+        parameters=ParameterCounts.model_validate(asdict(found.parameters)),
+        total_parameters=_estimated(found.total_parameters),
+        flops_per_token=found.flops_per_token,
+        tokens=_estimated(found.tokens),
+        training_flops=_estimated(found.training_flops),
+        memory=MemoryNeeded.model_validate(asdict(found.memory)),
+        peak_memory=_estimated(found.peak_memory),
+        duration=_estimated(found.duration),
+        disk=_estimated(found.disk),
+        max_parallel_trials=_estimated(found.max_parallel_trials),
+        rung_tokens=list(rung_tokens(spec)),
+        warnings=admitted.warnings,
+    )
+
+
+def _estimated(figure: estimates.Estimated) -> Estimated:
+    return Estimated.model_validate(asdict(figure))
+
+
+def _dimension(parameter: Parameter) -> SearchedParameter:
+    domain = parameter.domain
+    if isinstance(domain, IntDomain | FloatDomain):
+        kind, bounds = ("int", domain.int) if isinstance(domain, IntDomain) else ("float", domain.float)
+        words = f"{bounds[0]} to {bounds[1]}"
+        if domain.log:
+            words += ", logarithmic"
+        if domain.step not in (None, 1):
+            words += f", in steps of {domain.step}"
+    elif isinstance(domain, ChoiceDomain):
+        kind, words = "choice", ", ".join(str(value) for value in domain.choice[:20])
+        if len(domain.choice) > 20:
+            words += f", ... ({len(domain.choice)} values)"
+    else:
+        kind, words = "options", ", ".join(domain.options)
+    if parameter.condition is not None:
+        words += f" (where {parameter.condition[0]} is {parameter.condition[1]})"
+    return SearchedParameter.model_validate({"path": parameter.name, "kind": kind, "domain": words})
