@@ -199,7 +199,7 @@ def _progress_bar(console: Console, config: TrainConfig) -> ProgressBar:
 
 @contextmanager
 def _stop_on_signal(out: Path, console: Console) -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; yield the list of signals received. A second one kills."""
+    """Turn the first SIGINT or SIGTERM into a request to stop, a second one kills; yield the list of those received."""
     received: list[int] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -244,9 +244,8 @@ def _print_summary(console: Console, summary: RunSummary) -> None:
         table.add_row(domain, f"{summary.initial_bits_per_byte[domain]:.3f}", f"{value:.3f}")
     console.print(table)
     if summary.domain_information is not None:
-        layers = Table(
-            "I(domain; expert), bits", *(f"MoE layer {i}" for i in range(len(summary.domain_information["trained"])))
-        )
+        num_layers = len(summary.domain_information["trained"])
+        layers = Table("I(domain; expert), bits", *(f"MoE layer {number}" for number in range(num_layers)))
         for name, values in summary.domain_information.items():
             layers.add_row(name, *(f"{value:.3f}" for value in values))
         console.print(layers)

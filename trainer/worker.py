@@ -78,9 +78,9 @@ def run(
             if request.num_workers > 1:
                 raise
         finally:
-            # Graphs of a failed step hold gigabytes in reference cycles; the next run of this process needs them.
-            gc.collect()
-            if torch.cuda.is_initialized():
+            if request.use_gpu:
+                # Reference cycles keep tensors until the collector happens to run; the next run needs the memory.
+                gc.collect()
                 torch.cuda.empty_cache()
 
 
