@@ -20,8 +20,8 @@ from trainer.metrics.catalog import ROUTER_SCALARS, SCALARS
 from trainer.model.size import MemoryEstimate, ModelSize, flops_per_token, memory_estimate, model_size
 
 CPU_FLOPS = 10e9
-"""FLOP/s of one CPU core in training, a guess where nothing was measured: a tenth of the float32 peak of a 3 GHz core with
-two AVX2 FMA units (96e9)."""
+"""FLOP/s of one CPU core in training, a guess where nothing was measured: a tenth of the float32 peak of a 3 GHz core
+with two AVX2 FMA units (96e9)."""
 GPU_FLOPS = 20e12
 """FLOP/s of one GPU likewise: the float32 peak of an A100 (19.5e12), a sixteenth of its bf16 peak."""
 TRIAL_START_S = 5.0

@@ -235,7 +235,10 @@ def _fields_at(document: Any, place: Sequence[str | int]) -> list[str]:
     kinds: list[Any] = [ExperimentSpec]
     node = document
     for part in place:
-        node = node[part] if isinstance(node, dict | list | tuple) else None
+        if isinstance(node, dict):
+            node = node[part]
+        else:
+            node = node[part] if isinstance(node, list) and isinstance(part, int) else None
         following: list[Any] = []
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:

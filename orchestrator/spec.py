@@ -5,7 +5,7 @@ optimise, how to search, when to stop, with which resources. No paths, URIs, env
 by name.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -14,12 +14,16 @@ from trainer.config.section import Section
 
 Scalar = bool | int | float | str | None
 
+# Inside the classes below `int` and `float` are fields.
+_Whole: TypeAlias = int
+_Real: TypeAlias = float
+
 
 class IntDomain(Section):
     """Whole numbers from low to high, both included."""
 
     int: tuple[int, int]
-    step: Annotated[int, Field(ge=1)] = 1
+    step: Annotated[_Whole, Field(ge=1)] = 1
     log: bool = False
 
     @model_validator(mode="after")
@@ -38,7 +42,7 @@ class FloatDomain(Section):
     """Real numbers from low to high, both included; `step` makes it a lattice."""
 
     float: tuple[float, float]
-    step: Annotated[float, Field(gt=0)] | None = None
+    step: Annotated[_Real, Field(gt=0)] | None = None
     log: bool = False
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ def num_search_trials(spec: ExperimentSpec) -> int:
 
 def lattice_point(low: float, high: float, step: float, index: int) -> float:
     """Point `index` of the lattice, without the dust of binary sums: 0.3, not 0.30000000000000004."""
-    return min(high, float(f"{low + index * step:.12g}"))
+    return max(low, min(high, float(f"{low + index * step:.12g}")))
 
 
 def _size(domain: AnyDomain) -> int:

@@ -99,7 +99,7 @@ def _visible(spec: ExperimentSpec, number: int, history: Sequence[TrialRecord]) 
         if trial.number < first_of_batch and trial.finished_at_ms is None:
             raise ValueError(f"trial {number} opens a batch, but trial {trial.number} of an earlier one has not ended")
         if trial.number >= first_of_batch and trial.config is not None:
-            trial = replace(trial, state=TrialState.RUNNING, cause=None, objective=None, rungs=())
+            trial = replace(trial, state=TrialState.RUNNING, cause=None, objective=None, rungs=(), finished_at_ms=None)
         visible.append(trial)
     return visible
 

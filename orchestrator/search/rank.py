@@ -1,7 +1,7 @@
 """Comparing an experiment's trials: who is best, by how much, and what the table does not show.
 
-Only trials that trained their whole budget are ranked. A pruned trial's figure was taken at fewer tokens, so it is listed
-with those tokens and never among the ranked.
+Only trials that trained their whole budget are ranked. A pruned trial's figure was taken at fewer tokens, so it is
+listed with those tokens and never among the ranked.
 """
 
 import math
@@ -99,7 +99,7 @@ class Noise:
     num_trials: int
 
     def explains(self, difference: float) -> bool:
-        """True if two trials of one configuration differ as much in 1 of 20 cases or more (normal errors, 1.96 sigma)."""
+        """True if two trials of one configuration differ as much in 1 of 20 cases or more (normal errors)."""
         return abs(difference) <= 1.96 * math.sqrt(2) * self.standard_deviation
 
 
