@@ -67,6 +67,9 @@ def ray_environment(root: Path) -> dict[str, str]:
         "RAY_COLOR_PREFIX": "0",
         # The controller polls its workers at this interval, and takes one report per poll; its default is 2 s.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        # A lost worker is our retry; the watcher would be one more process per trial.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
     if os.environ.get("RAY_ADDRESS"):

@@ -134,10 +134,14 @@ class Conductor:
                 return Next.FINISHED
             if self._nothing_new or len(self._live) >= self._places.max_concurrent:
                 return Next.WAIT
+            if self.spec.synchronous:
+                # A batch is decided as a whole, so it has to be there as a whole before any of it arrives.
+                while self._propose() is not None:
+                    pass
             for trial in self._read(lambda work: work.trials.waiting(self.experiment_id)):
-                if trial.config is not None and self._is_ready(trial):
+                if self._is_ready(trial):
                     return self._start(trial)
-            proposed = self._propose()
+            proposed = None if self.spec.synchronous else self._propose()
             if proposed is not None:
                 return self._start(proposed)
             self._nothing_new = True

@@ -8,6 +8,7 @@ On STOP, Tune lets the function's `tune.report` raise SystemExit(0), which ends 
 `reuse_actors=True` the next run begins in the same process a hundredth of a second later.
 """
 
+import logging
 import os
 import tempfile
 import threading
@@ -42,6 +43,8 @@ ENVIRONMENT = {
 def run_all(conductor: Conductor, *, resources: Resources, max_concurrent: int) -> None:
     """Runs what the conductor gives out until it says that it is finished. Needs a connected Ray."""
     os.environ.update(ENVIRONMENT)
+    # It looks for result files that Tune was told not to write.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Otherwise Tune asks for the next trial only when the last one's worker has started.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max_concurrent)
     searcher = RunSearcher(conductor)
@@ -50,8 +53,9 @@ def run_all(conductor: Conductor, *, resources: Resources, max_concurrent: int) 
             run_here, {"cpu": resources.cpus_per_worker, "gpu": resources.gpus_per_worker}
         )
     else:
-        # The workers bring their own resources; the launcher itself takes none, so that they fit.
-        trainable = ray.tune.with_resources(run_distributed, {"cpu": 0})
+        # The workers bring their own resources. The launcher takes none, so that they fit; a request that is wholly
+        # empty is refused, so it asks for as little memory as there is.
+        trainable = ray.tune.with_resources(run_distributed, ray.tune.PlacementGroupFactory([{"memory": 1}]))
     with tempfile.TemporaryDirectory(prefix="evenload-tune-") as folder:
         ray.tune.Tuner(
             trainable,
@@ -79,7 +83,7 @@ class RunSearcher(Searcher):
         self.conductor: Conductor | None = conductor
         self._runs: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next run, None to be asked again, FINISHED when there will be no more."""
         answer = self._conductor().next_run()
         if answer is Next.WAIT:
@@ -147,7 +151,7 @@ def run_distributed(config: dict[str, Any]) -> None:
 
     request = RunRequest.model_validate_json(config["request"])
     resources = config["resources"]
-    mailbox = _Mailbox.remote()
+    mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
     with tempfile.TemporaryDirectory(prefix="evenload-train-") as folder:
         trainer = TorchTrainer(
             _run_rank,
@@ -171,7 +175,6 @@ def run_distributed(config: dict[str, Any]) -> None:
         fit.result()
 
 
-@ray.remote(num_cpus=0)
 class _Mailbox:
     """Takes one report at a time to the launcher; the sender goes on when it was answered."""
 
@@ -211,7 +214,7 @@ class _Background(threading.Thread):
     def run(self) -> None:
         try:
             self._function()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised again by `result`
             self._error = error
 
     def result(self) -> None:

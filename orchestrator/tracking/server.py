@@ -14,12 +14,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 from orchestrator import home as layout
 from orchestrator.execution import processes
 from orchestrator.execution.processes import ProcessIdentity
 
 _HEALTH_TIMEOUT_S = 1.0
 _STOP_GRACE_S = 3.0
+_NICENESS = 10
 
 
 def external_uri() -> str | None:
@@ -61,6 +64,8 @@ def start_server(root: Path) -> tuple[ProcessIdentity, str, "subprocess.Popen[by
             }
         ),
     )
+    # Training goes first where they share a processor; workers that it starts inherit this.
+    psutil.Process(child.pid).nice(_NICENESS)
     identity = processes.identify(child.pid)
     assert identity is not None, "a child that was not waited for has a pid"
     return identity, f"http://127.0.0.1:{port}", child
