@@ -22,6 +22,12 @@ class GroupOverrides(Section):
     beta2: float | None = Field(default=None, ge=0, lt=1)
 
 
+class RouterOverrides(GroupOverrides):
+    """As the others, but routers are not decayed unless asked for: decay pulls their logits towards uniform routing."""
+
+    weight_decay: float | None = Field(default=0.0, ge=0, le=10)
+
+
 class AdamWConfig(Section):
     """AdamW with one group per parameter role.
 
@@ -35,7 +41,7 @@ class AdamWConfig(Section):
     eps: float = Field(default=1e-8, gt=0, le=1e-2)
     weight_decay: float = Field(default=0.1, ge=0, le=10)
     dense: GroupOverrides = GroupOverrides()
-    router: GroupOverrides = GroupOverrides(weight_decay=0.0)
+    router: RouterOverrides = RouterOverrides()
     expert: GroupOverrides = GroupOverrides()
     embedding: GroupOverrides = GroupOverrides()
 

@@ -55,8 +55,8 @@ def test_groups_take_the_overrides_of_their_role_and_else_the_config() -> None:
     assert seen == {
         ("dense", 0.3): (1e-2, 1.0, (0.8, 0.9)),
         ("dense", 0.0): (1e-2, 1.0, (0.8, 0.9)),
-        # Naming a role's overrides replaces its defaults too, so the router is decayed here like the rest.
-        ("router", 0.3): (5e-3, 0.5, (0.8, 0.99)),
+        # A router stays undecayed when something else of it is overridden.
+        ("router", 0.0): (5e-3, 0.5, (0.8, 0.99)),
         ("expert", 0.05): (4e-2, 4.0, (0.0, 0.9)),
         ("embedding", 0.3): (1e-2, 1.0, (0.8, 0.9)),
     }
