@@ -103,10 +103,14 @@ def require_same_site(headers: Headers) -> None:
     )
 
 
+def _is_from_browser(headers: Headers) -> bool:
+    return "sec-fetch-site" in headers or "origin" in headers
+
+
 def authenticate(request: Request, settings: SettingsOf) -> None:
     """Raises unless the request carries the token or a session cookie."""
     if settings.token is None:
-        if request.method not in SAFE_METHODS and "sec-fetch-site" in request.headers:
+        if request.method not in SAFE_METHODS and _is_from_browser(request.headers):
             require_same_site(request.headers)
         return
     authorization = request.headers.get("authorization")
@@ -131,7 +135,7 @@ Authenticated = Annotated[None, Depends(authenticate)]
 
 def start_session(request: Request, response: Response, settings: Settings, *, token: str) -> None:
     """Sets the session cookie on `response` if `token` is the server's; raises otherwise."""
-    if "sec-fetch-site" in request.headers or "origin" in request.headers:
+    if _is_from_browser(request.headers):
         require_same_site(request.headers)
     if settings.token is not None and not _same(token, settings.token):
         raise _unauthenticated("The token is not the one of this server; `evenload token` prints it.")

@@ -344,14 +344,15 @@ def _shown(client: "Client", experiment_id: str) -> dict[str, Any]:
 @as_json
 def watch(experiment_id: str, after: int, json_: bool) -> None:
     """Events of an experiment as they happen, until it is over."""
+    from api.tables import event_text
+
     with _client() as client:
         for event in client.watch(experiment_id, after=after):
             if json_:
                 click.echo(event.model_dump_json())
                 continue
             at = time.strftime("%H:%M:%S", time.localtime(event.at_ms / 1000))
-            data = " ".join(f"{key}={value}" for key, value in event.data.items() if value not in (None, ""))
-            click.echo(f"{at} {event.id:>6} {event.kind:<22} {event.trial_id or '':<20} {data}")
+            click.echo(f"{at} {event.id:>6} {event.kind:<22} {event.trial_id or '':<20} {event_text(event.data)}")
 
 
 @cli.command()

@@ -36,6 +36,8 @@ def count(value: float | None) -> str:
     """A large count with its power of a thousand: 1.23M."""
     if value is None:
         return MISSING
+    if 0 < abs(value) < 1:
+        return f"{value:.2g}"
     for power, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power:
             return f"{value / power:.3g}{letter}"
@@ -57,6 +59,16 @@ def duration(seconds: float | None) -> str:
 def parameter(value: Any) -> str:
     """A parameter's value, numbers to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def event_text(data: Any) -> str:
+    """An event's data on one line: `to=running number=1`; what is empty is left out."""
+    if isinstance(data, dict):
+        parts = (f"{key}={event_text(value)}" for key, value in data.items() if value not in (None, "", {}))
+        return " ".join(parts)
+    if isinstance(data, list):
+        return "[" + ", ".join(event_text(item) for item in data) + "]"
+    return parameter(data)
 
 
 def params_text(params: dict[str, Any]) -> str:
