@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, text, tuple_, update
 
 from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition
 from orchestrator.search.space import baseline_configs
@@ -41,6 +41,9 @@ class Experiments(Repository):
             IdempotencyKeyReused: the key came with another fingerprint before.
         """
         if key is not None:
+            if self._connection.dialect.name == "postgresql":
+                # Two submits under one key take turns from here on; SQLite's writers do anyway.
+                self._connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
             there = self._connection.execute(
                 select(ExperimentRow.id, ExperimentRow.idempotency_fingerprint).where(
                     ExperimentRow.idempotency_key == key

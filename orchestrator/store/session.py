@@ -179,7 +179,12 @@ def translated() -> Iterator[None]:
         if "evenload: illegal" in str(error.orig):
             raise IllegalTransition(str(error.orig).splitlines()[0]) from error
         raise
-    except (OperationalError, PoolTimeoutError) as error:
+    except PoolTimeoutError as error:
+        raise _unavailable(error) from error
+    except OperationalError as error:
+        # SQLite's generic error (1) is a wrong statement, e.g. a missing table, and not a database in trouble.
+        if getattr(error.orig, "sqlite_errorcode", None) == 1:
+            raise
         raise _unavailable(error) from error
     except DBAPIError as error:
         if error.connection_invalidated or _sqlstate(error)[:2] in ("08", "53", "57", "58"):
