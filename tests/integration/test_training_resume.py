@@ -1,7 +1,7 @@
-"""Exact resume: stop or kill a run anywhere, go on from its newest checkpoint, and nothing differs from a run left alone.
+"""Exact resume: stop or kill a run anywhere, go on from its newest checkpoint: nothing differs from a run left alone.
 
-On the CPU, with the same number of workers and threads, to the last bit: losses, loads, spikes, evaluations, weights and
-optimizer states.
+On the CPU, with the same number of workers and threads, to the last bit: losses, loads, spikes, evaluations, weights
+and optimizer states.
 """
 
 import json
@@ -132,7 +132,8 @@ from pathlib import Path
 from trainer.config.run import RunRequest
 from trainer.worker import run
 
-run(RunRequest.model_validate_json(Path(sys.argv[1]).read_text()), lambda report: print(report.kind, report.step, flush=True))
+request = RunRequest.model_validate_json(Path(sys.argv[1]).read_text())
+run(request, lambda report: print(report.kind, report.step, flush=True))
 """
 
 

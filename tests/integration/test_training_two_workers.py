@@ -1,0 +1,145 @@
+"""Two workers (DistributedDataParallel, gloo) train what one worker trains at the same global batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.training import STEP_TOKENS, Finished, exact_columns, request, run_training, train_config
+from trainer.config import TrainConfig
+from trainer.config.run import RunReport
+
+# Without balancing losses: they are means over micro-batches, of which two workers have others than one.
+BALANCING = [{"kind": "loss_free_bias", "update_rate": 0.01}]
+
+_WORKER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from trainer.config.run import RunRequest
+from trainer.worker import run
+from trainer.world import World
+
+rank, request_file, store_file, reports_file = int(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group("gloo", init_method=f"file://{store_file}", rank=rank, world_size=2)
+with open(reports_file, "a") as file:
+    def report(report):
+        file.write(report.model_dump_json() + "\\n")
+        file.flush()
+
+    request = RunRequest.model_validate_json(Path(request_file).read_text())
+    run(request, report, World.of_process_group(torch.device("cpu")))
+dist.destroy_process_group()
+"""
+
+
+def config(**sections: dict[str, Any]) -> TrainConfig:
+    model = train_config().model.model_dump(mode="json")
+    model["moe"]["balancing"] = BALANCING
+    return train_config(**({"num_steps": 10, "model": model} | sections))
+
+
+def run_two(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Finished, list[int], list[list[RunReport]]]:
+    """Runs two workers to their ends; returns the run, exit statuses and the reports of each rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f"{folder.name}-scratch")
+    scratch.mkdir(exist_ok=True)
+    (scratch / "request.json").write_text(request(config, folder, num_workers=2, **fields).model_dump_json())
+    (scratch / "store").unlink(missing_ok=True)
+    files = [scratch / f"reports-{rank}" for rank in range(2)]
+    for file in files:
+        file.write_text("")
+    arguments = [str(scratch / "request.json"), str(scratch / "store")]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(rank), *arguments, str(files[rank])],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.communicate(timeout=200)
+    reports = [[RunReport.model_validate_json(line) for line in file.read_text().splitlines()] for file in files]
+    return Finished(folder, reports[0]), [worker.returncode for worker in workers], reports
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return run_training(config(), tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    finished, statuses, reports = run_two(config(), tmp_path_factory.mktemp("two") / "run")
+    assert statuses == [0, 0]
+    assert reports[1] == [], "rank 0 speaks for a run that goes well"
+    return finished
+
+
+def test_losses_are_those_of_one_worker(one: Finished, two: Finished):
+    """Only the order of float32 additions differs: 1e-6 relative in a step, and the updates carry it on."""
+    for name in ("train/loss", "optimizer/grad_norm"):
+        expected, found = one.table("scalars")[name].to_numpy(), two.table("scalars")[name].to_numpy()
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=5e-3)
+
+
+def test_first_steps_loads_are_exactly_those_of_one_worker(one: Finished, two: Finished):
+    """Before the first update the weights are the same to the last bit, so are the choices of every token."""
+    expected, found = one.table("router"), two.table("router")
+    assert found["router/load"].to_pylist()[:2] == expected["router/load"].to_pylist()[:2]
+    for name in ("router/token_entropy", "router/z", "router/margin", "router/max_logit"):
+        np.testing.assert_allclose(found[name].to_numpy()[:2], expected[name].to_numpy()[:2], rtol=1e-5)
+
+
+def test_loads_are_summed_over_the_workers(two: Finished):
+    loads_E = np.array(two.table("router")["router/load"].to_pylist())
+    assert (loads_E.sum(axis=1) == STEP_TOKENS * 2).all()
+
+
+def test_every_step_is_written_once_by_rank_0(two: Finished):
+    assert two.table("scalars")["step"].to_pylist() == list(range(1, 11))
+    assert [report.kind for report in two.reports] == ["started", "progress", "finished"]
+
+
+def test_evaluation_is_that_of_one_worker(one: Finished, two: Finished):
+    expected, found = one.reports[1].evaluation, two.reports[1].evaluation
+    assert expected is not None
+    assert found is not None
+    for domain, figures in expected.items():
+        assert found[domain].bits_per_byte == pytest.approx(figures.bits_per_byte, rel=1e-6)
+
+
+def test_two_workers_resume_exactly(two: Finished, tmp_path: Path):
+    stopped, statuses, _ = run_two(config(), tmp_path / "run", stop_at_tokens=4 * STEP_TOKENS)
+    assert statuses == [0, 0]
+    assert stopped.last.kind == "stopped"
+    assert stopped.last.checkpoint is not None
+    resumed, statuses, _ = run_two(config(), tmp_path / "run", resume_from=stopped.last.checkpoint.folder)
+    assert statuses == [0, 0]
+    for kind in ("scalars", "router", "evaluations"):
+        assert exact_columns(resumed.table(kind)).equals(exact_columns(two.table(kind)))
+
+
+def test_stop_file_stops_both_at_the_same_step(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stop").touch()
+    finished, statuses, _ = run_two(config(), tmp_path / "run")
+    assert statuses == [0, 0]
+    assert finished.last.kind == "stopped"
+
+
+def test_failure_ends_every_worker_and_is_spoken_of(tmp_path: Path):
+    """A batch that three ways cannot be divided: every rank fails for the same reason, says so and exits."""
+    odd = config(loop={"global_batch_size": 9, "micro_batch_size": 3})
+    _, statuses, reports = run_two(odd, tmp_path / "run")
+    assert all(status != 0 for status in statuses)
+    for rank in range(2):
+        assert (reports[rank][-1].kind, reports[rank][-1].cause) == ("failed", "error")
+        assert "loop.global_batch_size=9" in (reports[rank][-1].message or "")
