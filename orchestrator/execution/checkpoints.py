@@ -73,8 +73,9 @@ class Shelf:
 def is_whole(folder: Path, manifest_sha256: str) -> bool:
     """True if the manifest is the one that was committed and every file it names has the bytes it names."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        return manifest["sha256"] == manifest_sha256 and all(
+        raw = (folder / "manifest.json").read_bytes()
+        manifest = json.loads(raw)
+        return hashlib.sha256(raw).hexdigest() == manifest_sha256 and all(
             _sha256(folder / name) == file["sha256"] for name, file in manifest["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
