@@ -73,19 +73,18 @@ def _space_problems(spec: ExperimentSpec) -> list[SpecProblem]:
     found: list[SpecProblem] = []
     paths = sorted(spec.space)
     for path in paths:
+        outer = next((other for other in paths if path.startswith(other + ".")), None)
         if (problem := path_problem(spec.base, path)) is not None:
             found.append(_no_such_path(path, problem, ("space", path)))
-        # Sorting puts a path right before those inside it, but for names that go on with a character before the dot.
-        inside = [other for other in paths if other.startswith(path + ".")]
-        found.extend(
-            SpecProblem(
-                pointer=pointer(("space", other)),
-                code="overlapping_paths",
-                message=f"{other!r} lies inside {path!r}, which is searched too; put it into the options of {path!r}",
-                given=other,
+        elif outer is not None:
+            found.append(
+                SpecProblem(
+                    pointer=pointer(("space", path)),
+                    code="overlapping_paths",
+                    message=f"{path!r} lies inside {outer!r}, which is searched too; put it into options of {outer!r}",
+                    given=path,
+                )
             )
-            for other in inside
-        )
     return found
 
 

@@ -104,11 +104,11 @@ def _key_problem(key: object, place: tuple[str, ...]) -> SpecProblem | None:
             message=f"keys are text, not {type(key).__name__}; put quotes around {str(key)[:80]}",
             given=shown(key),
         )
-    if len(key) > 1000 or _has_unstorable(key):
+    if len(key) > 1000 or not key.isprintable():
         return SpecProblem(
             pointer=pointer(place),
             code="key_not_allowed",
-            message="a key has at most 1000 characters, and none of them is NUL or half a surrogate pair",
+            message="a key has at most 1000 characters, all of them printable",
             given=shown(key),
         )
     return None

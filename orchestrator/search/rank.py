@@ -207,12 +207,13 @@ def _row(
 
 def _noise(ranked: Sequence[TrialRecord]) -> Noise | None:
     """The pooled standard deviation of trials whose configurations differ in nothing but the seed."""
-    groups: dict[str, list[float]] = defaultdict(list)
+    groups: dict[str, dict[int, float]] = defaultdict(dict)
     for trial in ranked:
         if trial.config is not None:
             config = TrainConfig.model_validate(trial.config | {"seed": 0})
-            groups[config.fingerprint()].append(_objective(trial))
-    replicas = [values for values in groups.values() if len(values) > 1]
+            # The same configuration with the same seed again would say nothing about seeds.
+            groups[config.fingerprint()].setdefault(trial.config["seed"], _objective(trial))
+    replicas = [list(by_seed.values()) for by_seed in groups.values() if len(by_seed) > 1]
     degrees = sum(len(values) - 1 for values in replicas)
     if degrees == 0:
         return None
