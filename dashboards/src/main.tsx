@@ -36,7 +36,10 @@ function setLocked(value: boolean): void {
 const client = new QueryClient({
   queryCache: new QueryCache({ onError: (error) => error instanceof ApiError && error.status === 401 && setLocked(true) }),
   defaultOptions: {
+    // The API is often on this very machine: it can be asked without any network.
+    mutations: { networkMode: "always" },
     queries: {
+      networkMode: "always",
       retry: (failures, error) => failures < 1 && (error.status === 0 || error.status >= 500),
       retryDelay: 1_000,
       staleTime: 1_000,

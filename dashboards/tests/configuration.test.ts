@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 
-import { differences, flatten, shortNames } from "../src/lib/configuration";
+import { differences, flatten, SECTION, shortNames } from "../src/lib/configuration";
 
 test("leaves are found by dotted path, lists stay whole", () => {
   expect([...flatten({ a: { b: 1, c: [1, 2] }, d: null })]).toEqual([
@@ -21,6 +21,7 @@ test("only what differs is listed", () => {
 test("a section that is null in one document is one row, not one per leaf", () => {
   const rows = differences([{ moe: null }, { moe: { top_k: 2, num_experts: 8 } }, { moe: { top_k: 4, num_experts: 8 } }]);
   expect(rows.map((row) => row.path)).toEqual(["moe", "moe.top_k"]);
+  expect(rows[0]?.values).toEqual([null, SECTION, SECTION]);
   expect(rows[1]?.values).toEqual([undefined, 2, 4]);
 });
 

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 
-import { formatAge, formatCount, formatDuration, formatNumber, formatSetting, formatSigned } from "../src/lib/format";
+import { formatAge, formatCount, formatDuration, formatNumber, formatSetting, formatSigned, formatTicks, shortCount } from "../src/lib/format";
 
 describe("formatNumber", () => {
   test.each([
@@ -8,6 +8,9 @@ describe("formatNumber", () => {
     [1.23456, "1.235"],
     [12.3456, "12.35"],
     [0.00024, "2.4e\u22124"],
+    [0.00437, "0.00437"],
+    [0.001, "0.001"],
+    [0.64321, "0.6432"],
     [-3.5, "\u22123.500"],
     [123456, "123456"],
     [Number.NaN, "NaN"],
@@ -27,6 +30,22 @@ describe("formatCount", () => {
     [3.2e9, "3.20B"],
     [2.5e17, "2.5e17"],
   ])("%s reads %s", (value, text) => expect(formatCount(value)).toBe(text));
+});
+
+describe("axes", () => {
+  test("ticks have the decimals that tell them apart", () => {
+    expect(formatTicks([0, 0.25, 0.5], 0.25)).toEqual(["0.00", "0.25", "0.50"]);
+    expect(formatTicks([5, 10], 5)).toEqual(["5", "10"]);
+    expect(formatTicks([0.002, 0.004], 0.002)).toEqual(["0.002", "0.004"]);
+    expect(formatTicks([10_000, 25_000], 5000)).toEqual(["10k", "25k"]);
+  });
+  test("filling zeros are left out of counts", () => {
+    expect(shortCount(5000)).toBe("5k");
+    expect(shortCount(2500)).toBe("2.5k");
+    expect(shortCount(40)).toBe("40");
+    expect(shortCount(0)).toBe("0");
+    expect(shortCount(1_050_000)).toBe("1.05M");
+  });
 });
 
 describe("formatSigned", () => {

@@ -189,12 +189,21 @@ export function useSpikes(trialId: string, live: boolean): Answer<Schemas["Spike
   });
 }
 
-export function useEvaluations(trialId: string, live: boolean): Answer<Schemas["EvaluationList"]> {
-  return useQuery({
+function evaluationsOf(trialId: string, live: boolean) {
+  return {
     queryKey: ["evaluations", trialId],
-    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/evaluations", { path: { trial_id: trialId }, signal }),
+    queryFn: ({ signal }: { signal: AbortSignal }) => get("/v1/trials/{trial_id}/evaluations", { path: { trial_id: trialId }, signal }),
     ...while_(live, LIVE_SERIES_MS),
-  });
+  };
+}
+
+export function useEvaluations(trialId: string, live: boolean): Answer<Schemas["EvaluationList"]> {
+  return useQuery(evaluationsOf(trialId, live));
+}
+
+/** The evaluations of several trials, in their order. */
+export function useEvaluationLists(trials: readonly { readonly id: string; readonly state: string }[]): Answer<Schemas["EvaluationList"]>[] {
+  return useQueries({ queries: trials.map(({ id, state }) => evaluationsOf(id, isLive(state))) });
 }
 
 /** Asks for the end of an experiment. */

@@ -44,6 +44,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/session": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Open Session
+         * @description Set the session cookie: HttpOnly, SameSite=Strict.
+         */
+        post: operations["open_session"];
+        /**
+         * Close Session
+         * @description Remove the session cookie.
+         */
+        delete: operations["close_session"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/experiments": {
         parameters: {
             query?: never;
@@ -53,7 +77,7 @@ export interface paths {
         };
         /**
          * List Experiments
-         * @description Experiments, newest first.
+         * @description Experiments, newest first; only those in `state` if it is given.
          */
         get: operations["list_experiments"];
         put?: never;
@@ -120,6 +144,26 @@ export interface paths {
          * @description Trials in order of their number; rows that arrive while paging come last.
          */
         get: operations["list_trials"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{experiment_id}/runs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Experiment Runs
+         * @description Every run of every trial, in order of trial and run.
+         */
+        get: operations["list_experiment_runs"];
         put?: never;
         post?: never;
         delete?: never;
@@ -258,7 +302,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Query Series
+         * Query
          * @description Metrics of several trials or runs on one common grid: minimum, last value and maximum of each bucket.
          */
         post: operations["query_series"];
@@ -443,30 +487,6 @@ export interface paths {
         put?: never;
         post?: never;
         delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/session": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Open Session
-         * @description Set the session cookie: HttpOnly, SameSite=Strict.
-         */
-        post: operations["open_session"];
-        /**
-         * Close Session
-         * @description Remove the session cookie.
-         */
-        delete: operations["close_session"];
         options?: never;
         head?: never;
         patch?: never;
@@ -702,6 +722,23 @@ export interface components {
             };
         };
         /**
+         * BaselineDifference
+         * @description A trial's objective minus that of a baseline.
+         */
+        BaselineDifference: {
+            /** Baseline Trial Id */
+            baseline_trial_id: string;
+            /** Baseline Label */
+            baseline_label: string;
+            /** Value */
+            value: number;
+            /**
+             * Within Noise
+             * @description Whether seeds alone can explain it; null if the noise between seeds is not known.
+             */
+            within_noise: boolean | null;
+        };
+        /**
          * Baseline
          * @description A fixed configuration to compare with: the base with some values set. Never pruned, never told to the sampler.
          */
@@ -787,8 +824,13 @@ export interface components {
             contract: string;
             /** Baseline Trial Id */
             baseline_trial_id: string | null;
-            /** Domains */
+            /**
+             * Domains
+             * @description `all` first.
+             */
             domains: string[];
+            /** @description Null if no two completed trials differ in their seed only. */
+            noise: components["schemas"]["SeedNoise"] | null;
             /** Rows */
             rows: components["schemas"]["ComparisonRow"][];
             /**
@@ -832,9 +874,14 @@ export interface components {
             objective_tokens: number | null;
             /**
              * Difference To Baseline
-             * @description Objective minus that of the first baseline; null without both.
+             * @description Objective minus that of the first baseline; null without both, and for that baseline.
              */
             difference_to_baseline: number | null;
+            /**
+             * Differences
+             * @description To every completed baseline but itself.
+             */
+            differences: components["schemas"]["BaselineDifference"][];
             /** Final Loss */
             final_loss: number | null;
             /** Domains */
@@ -1097,6 +1144,10 @@ export interface components {
              * @description Null if there is no basis to estimate it from.
              */
             value: number | null;
+            /** Low */
+            low: number | null;
+            /** High */
+            high: number | null;
             /** Unit */
             unit: string;
             /** Basis */
@@ -1209,9 +1260,9 @@ export interface components {
             objective: components["schemas"]["Objective"];
             /**
              * Num Trials
-             * @description Trials of the search plus baselines, as planned; null when the number is only known at the end.
+             * @description Trials of the search plus baselines, as planned.
              */
-            num_trials: number | null;
+            num_trials: number;
             trial_counts: components["schemas"]["TrialCounts"];
             best: components["schemas"]["BestTrial"] | null;
             /**
@@ -1221,7 +1272,7 @@ export interface components {
             num_spikes: number;
             /**
              * Eta S
-             * @description Seconds until the planned trials are done, from their progress so far; null if nothing is known yet or it is over.
+             * @description Seconds until the planned trials are done, from the pace so far; null if it is not known yet, or at the end.
              */
             eta_s: number | null;
             /** Description */
@@ -1479,9 +1530,9 @@ export interface components {
             objective: components["schemas"]["Objective"];
             /**
              * Num Trials
-             * @description Trials of the search plus baselines, as planned; null when the number is only known at the end.
+             * @description Trials of the search plus baselines, as planned.
              */
-            num_trials: number | null;
+            num_trials: number;
             trial_counts: components["schemas"]["TrialCounts"];
             best: components["schemas"]["BestTrial"] | null;
             /**
@@ -1491,7 +1542,7 @@ export interface components {
             num_spikes: number;
             /**
              * Eta S
-             * @description Seconds until the planned trials are done, from their progress so far; null if nothing is known yet or it is over.
+             * @description Seconds until the planned trials are done, from the pace so far; null if it is not known yet, or at the end.
              */
             eta_s: number | null;
         };
@@ -1798,7 +1849,8 @@ export interface components {
          *
          *     The answer is one binary document: uint32 little-endian length n, n bytes of this JSON, then
          *     `num_frames * len(layers) * num_experts` bytes in that order. A byte is 0 if the expert got no token, else
-         *     `128 + 32 * log2(load / fair)`, rounded and clamped to 1..255, with `fair = step_tokens * top_k / num_experts`.
+         *     `128 + 32 * log2(load / fair)`, rounded and clamped to 1..255. Loads are summed over the frame, and `fair` is the
+         *     mean load of the layer's experts in them.
          */
         LoadHistoryMeta: {
             /** Trial Id */
@@ -1812,7 +1864,7 @@ export interface components {
             num_frames: number;
             /**
              * Steps
-             * @description The step of each frame: the last recorded one of its bucket.
+             * @description The last step of each frame.
              */
             steps: number[];
             /** Tokens */
@@ -1822,9 +1874,7 @@ export interface components {
             /** Num Experts */
             num_experts: number;
             /** Top K */
-            top_k: number;
-            /** Step Tokens */
-            step_tokens: number;
+            top_k: number | null;
         };
         /**
          * LoopConfig
@@ -2460,6 +2510,11 @@ export interface components {
             /** Grid */
             grid: number[];
             /**
+             * Raw
+             * @description Every recorded step is in the grid, and min, last and max are the same values.
+             */
+            raw: boolean;
+            /**
              * Layers
              * @description Indices in the whole model of the MoE layers, ascending; the first axis of each metric.
              */
@@ -2558,7 +2613,7 @@ export interface components {
         };
         /**
          * RunList
-         * @description All runs of a trial, first to last.
+         * @description Runs of a trial, or of all trials of an experiment, in order of trial and run.
          */
         RunList: {
             /** Items */
@@ -2573,6 +2628,8 @@ export interface components {
             id: string;
             /** Trial Id */
             trial_id: string;
+            /** Trial Number */
+            trial_number: number;
             /**
              * Number
              * @description 0-based order within the trial.
@@ -2724,6 +2781,21 @@ export interface components {
             domain: string;
         };
         /**
+         * SeedNoise
+         * @description How much the objective varies between seeds alone.
+         */
+        SeedNoise: {
+            /**
+             * Standard Deviation
+             * @description Pooled over the groups of completed trials that differ in their seed only.
+             */
+            standard_deviation: number;
+            /** Num Groups */
+            num_groups: number;
+            /** Num Trials */
+            num_trials: number;
+        };
+        /**
          * Series
          * @description Curves on one common grid.
          */
@@ -2737,9 +2809,14 @@ export interface components {
             x_unit: string;
             /**
              * Grid
-             * @description The x of each bucket: its last row's where all rows agree, else the bucket's upper end.
+             * @description Ascending: every recorded x if `raw`, else the upper end of each bucket.
              */
             grid: number[];
+            /**
+             * Raw
+             * @description Nothing was put into buckets: min, last and max are the same recorded values.
+             */
+            raw: boolean;
             /** Items */
             items: components["schemas"]["SeriesItem"][];
         };
@@ -2772,9 +2849,14 @@ export interface components {
             max: (number | null)[];
             /**
              * Num Rows
-             * @description Rows of telemetry behind it.
+             * @description Recorded values in the range.
              */
             num_rows: number;
+            /**
+             * Num Nonfinite
+             * @description Those of them that are NaN or infinite and therefore in no bucket.
+             */
+            num_nonfinite: number;
         };
         /**
          * SeriesRequest
@@ -2802,7 +2884,7 @@ export interface components {
             x: "step" | "tokens" | "time" | "flops";
             /**
              * Points
-             * @description Buckets of the common grid; the items are raw where there are no more rows than that.
+             * @description Most points of the common grid; where no more x were recorded, they are answered as they are.
              * @default 500
              */
             points: number;
@@ -3220,6 +3302,11 @@ export interface components {
             /** @description Of its newest run. */
             progress: components["schemas"]["Progress"] | null;
             summary: components["schemas"]["RunSummary"] | null;
+            /**
+             * Rungs
+             * @description Its arrivals at rungs, in ascending order.
+             */
+            rungs: components["schemas"]["RungRead"][];
             /** Num Runs */
             num_runs: number;
             /** Num Retries */
@@ -3237,8 +3324,6 @@ export interface components {
             config: components["schemas"]["TrainConfig"] | null;
             /** Config Fingerprint */
             config_fingerprint: string | null;
-            /** Rungs */
-            rungs: components["schemas"]["RungRead"][];
             /**
              * Layer Kinds
              * @description The kind of each layer, first to last; empty without a configuration.
@@ -3312,6 +3397,11 @@ export interface components {
             /** @description Of its newest run. */
             progress: components["schemas"]["Progress"] | null;
             summary: components["schemas"]["RunSummary"] | null;
+            /**
+             * Rungs
+             * @description Its arrivals at rungs, in ascending order.
+             */
+            rungs: components["schemas"]["RungRead"][];
             /** Num Runs */
             num_runs: number;
             /** Num Retries */
@@ -3342,22 +3432,28 @@ export interface components {
              * Num Trials
              * @description Trials of the search, without baselines.
              */
-            num_trials: number | null;
+            num_trials: number;
             /** Num Baselines */
             num_baselines: number;
             /** Space */
             space: components["schemas"]["SearchedParameter"][];
             /** @description Of the base configuration. */
             parameters: components["schemas"]["ParameterCounts"];
+            /** @description Over the search space. */
+            total_parameters: components["schemas"]["Estimated"];
             /**
              * Flops Per Token
              * @description Training FLOPs per token of the base configuration, forward and backward.
              */
             flops_per_token: number;
-            /** @description Over all trials, as if none were pruned. */
+            /** @description Over all trials: `value` and `high` as if none were pruned, `low` as if every rung pruned all it may. */
+            tokens: components["schemas"]["Estimated"];
+            /** @description Likewise. */
             training_flops: components["schemas"]["Estimated"];
             /** @description Of one worker of the base configuration. */
             memory: components["schemas"]["MemoryNeeded"];
+            /** @description Of one worker, over the search space. */
+            peak_memory: components["schemas"]["Estimated"];
             duration: components["schemas"]["Estimated"];
             disk: components["schemas"]["Estimated"];
             /** @description How many trials this installation runs at a time. */
@@ -3501,6 +3597,91 @@ export interface operations {
             };
         };
     };
+    open_session: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SessionRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request came from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    close_session: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The request came from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_experiments: {
         parameters: {
             query?: {
@@ -3508,6 +3689,7 @@ export interface operations {
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
                 cursor?: string | null;
+                state?: components["schemas"]["ExperimentState"] | null;
             };
             header?: never;
             path?: never;
@@ -3553,6 +3735,8 @@ export interface operations {
             /** @description Successful Response */
             201: {
                 headers: {
+                    /** @description The experiment */
+                    Location?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3706,6 +3890,46 @@ export interface operations {
             };
         };
     };
+    list_experiment_runs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                experiment_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunList"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     cancel_experiment: {
         parameters: {
             query?: never;
@@ -3728,6 +3952,15 @@ export interface operations {
             };
             /** @description There is no such thing */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3996,7 +4229,7 @@ export interface operations {
                 /** @description Router metrics; all of them if left out. */
                 keys?: string[] | null;
                 x?: "step" | "tokens" | "time" | "flops";
-                /** @description Buckets of the grid. */
+                /** @description Most points of the grid. */
                 points?: number;
             };
             header?: never;
@@ -4082,7 +4315,7 @@ export interface operations {
     get_load_history: {
         parameters: {
             query?: {
-                /** @description Buckets of the grid. */
+                /** @description Most frames. */
                 frames?: number;
             };
             header?: never;
@@ -4093,7 +4326,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description uint32 little-endian n, n bytes of LoadHistoryMeta as JSON, then one byte per frame, layer, expert */
+            /** @description uint32 little-endian n, n bytes of LoadHistoryMeta, one byte per frame, layer and expert */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4219,7 +4452,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of events; with `Accept: text/event-stream` a stream of them that ends with the experiment */
+            /** @description A page; with `Accept: text/event-stream` a stream that ends with the experiment */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4335,73 +4568,6 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["ServiceList"];
                 };
-            };
-            /** @description Any other problem */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    open_session: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["SessionRequest"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            204: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description A token is needed */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description Any other problem */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    close_session: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            204: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
             };
             /** @description Any other problem */
             default: {

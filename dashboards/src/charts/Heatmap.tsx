@@ -75,7 +75,7 @@ export function Heatmap(props: Props): React.JSX.Element {
   const canvas = useRef<HTMLCanvasElement>(null);
   const [cell, setCell] = useState<Cell | null>(null);
   const [width, setWidth] = useState(0);
-  const cellHeight = props.cellHeight ?? Math.max(8, Math.min(26, Math.round(220 / Math.max(1, rows))));
+  const cellHeight = props.cellHeight ?? Math.max(8, Math.min(34, Math.round(220 / Math.max(1, rows))));
   const height = cellHeight * rows;
   const pixels = useMemo(() => paint(values, scale, dead), [values, scale, dead]);
 
@@ -175,8 +175,8 @@ export function Heatmap(props: Props): React.JSX.Element {
           </div>
         </div>
       </div>
-      <p className="heat-readout" aria-live="polite">
-        {shown === null ? "\u00a0" : describe(shown.row, shown.column)}
+      <p className={shown === null ? "heat-readout muted" : "heat-readout"} aria-live="polite">
+        {shown === null ? "Point at a cell, or move through them with the arrow keys." : describe(shown.row, shown.column)}
       </p>
     </div>
   );

@@ -3,7 +3,7 @@
 import { useEffect, useId, useMemo, useRef, useState } from "react";
 import uPlot from "uplot";
 
-import { formatNumber } from "../lib/format";
+import { formatNumber, formatTicks } from "../lib/format";
 import { TRIANGLE } from "../lib/glyphs";
 import { useTheme } from "../lib/theme";
 import { drawMarks, drawEnds, type EndMark, type XMark } from "./marks";
@@ -41,6 +41,8 @@ interface Props {
   readonly legend?: boolean;
   /** Key of the line to bring forward; the others fade. */
   readonly strong?: string | null;
+  /** No axis names: what is around the chart says them. */
+  readonly compact?: boolean;
 }
 
 interface Drawn {
@@ -64,7 +66,7 @@ function table(lines: readonly ChartLine[]): uPlot.AlignedData {
 
 export function LineChart(props: Props): React.JSX.Element {
   const { lines, xName, yName, summary, formatX, height = 240, logY = false, warmup = 0, points = false } = props;
-  const { marks = NO_MARKS, zoom = null, onZoom, syncKey, legend = true, strong = null } = props;
+  const { marks = NO_MARKS, zoom = null, onZoom, syncKey, legend = true, strong = null, compact = false } = props;
   const theme = useTheme();
   const summaryId = useId();
   const host = useRef<HTMLDivElement>(null);
@@ -85,7 +87,7 @@ export function LineChart(props: Props): React.JSX.Element {
   const latest = useRef({ visible, marks, extent, focus, onZoom, logY, formatX });
   latest.current = { visible, marks, extent, focus, onZoom, logY, formatX };
 
-  const structure = JSON.stringify([visible.map((line) => [line.key, line.slot, line.low !== undefined]), theme, logY, points, xName, yName, height]);
+  const structure = JSON.stringify([visible.map((line) => [line.key, line.slot, line.low !== undefined]), theme, logY, points, xName, yName, height, compact]);
 
   useEffect(() => {
     const element = host.current;
@@ -119,12 +121,12 @@ export function LineChart(props: Props): React.JSX.Element {
         },
         axes: [
           {
-            stroke: ink, font: FONT, labelFont: FONT, grid, ticks: { ...grid, size: 4 }, size: 34, label: xName, labelSize: 20, labelGap: 0, space: 64,
+            stroke: ink, font: FONT, labelFont: FONT, grid, ticks: { ...grid, size: 4 }, size: compact ? 26 : 32, ...(compact ? {} : { label: xName, labelSize: 20, labelGap: 0 }), space: 64,
             values: (_, ticks) => ticks.map((tick) => latest.current.formatX(tick)),
           },
           {
-            stroke: ink, font: FONT, labelFont: FONT, grid, ticks: { ...grid, size: 4 }, size: 58, label: yName, labelSize: 18, labelGap: 2,
-            values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : formatNumber(tick, 3))),
+            stroke: ink, font: FONT, labelFont: FONT, grid, ticks: { ...grid, size: 4 }, size: 54, ...(compact ? {} : { label: yName, labelSize: 18, labelGap: 2 }), space: compact ? 26 : 36,
+            values: (_, ticks, _axis, _space, increment) => (logY ? ticks.map((tick) => (tick === null ? "" : formatNumber(tick, 2))) : formatTicks(ticks, increment)),
           },
         ],
         focus: { alpha: 0.25 },

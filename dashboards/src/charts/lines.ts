@@ -8,11 +8,13 @@ export interface GridValues {
   readonly last: readonly (number | null)[];
   readonly min?: readonly (number | null)[];
   readonly max?: readonly (number | null)[];
+  /** The grid is every recorded x, not buckets. */
+  readonly raw?: boolean;
 }
 
 // A hole this many times wider than the curve's usual spacing is missing data; narrower ones only come from sharing the
-// grid with curves that have more rows.
-const GAP = 3;
+// grid with curves that have more rows. Buckets add up to one bucket of jitter to the spacing, recorded values none.
+const GAP = { raw: 1.5, buckets: 3 } as const;
 
 /**
  * The line of one curve: grid places where it has no value are dropped, except that one null marks each real gap.
@@ -32,7 +34,7 @@ export function lineOf(values: GridValues, sparse = false): Line {
   const usual = median(spacings);
   places.forEach((place, index) => {
     const before = places[index - 1];
-    if (!sparse && before !== undefined && place - before > 1 && at(place) - at(before) > GAP * usual) {
+    if (!sparse && before !== undefined && place - before > 1 && at(place) - at(before) > (values.raw === true ? GAP.raw : GAP.buckets) * usual) {
       x.push(at(before + 1));
       y.push(null);
       low.push(null);

@@ -25,7 +25,10 @@ export function Shell({ children }: { readonly children: ReactNode }): React.JSX
       field.focus();
     },
   });
-  useEffect(() => window.scrollTo(0, 0), [location]);
+  useEffect(() => {
+    // In a block: browsers begin to return a promise here, which React would take for a cleanup.
+    window.scrollTo(0, 0);
+  }, [location]);
   return (
     <>
       <a className="skip" href="#content">

@@ -1,6 +1,7 @@
 /** Configurations as flat tables: dotted paths, and what differs between trials. */
 
-export type Setting = string | number | boolean | null | readonly unknown[];
+/** Stands for a whole section in a document where another document has null. */
+export const SECTION = Symbol("section");
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
@@ -24,19 +25,10 @@ export function flatten(document: unknown, prefix = ""): Map<string, unknown> {
   return leaves;
 }
 
-/** One path and its value in each document, `undefined` where the document has no such path. */
+/** One path and its value in each document: SECTION where it is a section there, `undefined` where it is missing. */
 export interface Difference {
   readonly path: string;
   readonly values: readonly unknown[];
-}
-
-function collapse(paths: readonly string[], absent: (path: string, index: number) => boolean, count: number): string[] {
-  // Where a whole section is null in one document (a dense model's moe), its leaves all differ only by being absent.
-  // One row for the section says it; the leaves that also differ among the documents that have it stay.
-  return paths.filter((path) => {
-    for (let index = 0; index < count; index += 1) if (!absent(path, index)) return true;
-    return false;
-  });
 }
 
 /** The paths on which the documents are not all equal, in order of first appearance. */
@@ -52,17 +44,22 @@ export function differences(documents: readonly unknown[]): Difference[] {
       }
     }
   }
-  const present = collapse(paths, (path, index) => !flat[index]?.has(path), flat.length);
   const rows: Difference[] = [];
-  for (const path of present) {
+  for (const path of paths) {
     const having = flat.filter((leaves) => leaves.has(path)).map((leaves) => JSON.stringify(leaves.get(path)));
     const missing = having.length < flat.length;
+    // Where a whole section is null in one document (a dense model's moe), its leaves differ only by being absent there.
+    // One row for the section says it; leaves that also differ among the documents that have it stay.
     const sectionMissing = missing && flat.every((leaves) => leaves.has(path) || hasNullParent(leaves, path));
     if (new Set(having).size > 1 || (missing && !sectionMissing)) {
-      rows.push({ path, values: flat.map((leaves) => leaves.get(path)) });
+      rows.push({ path, values: flat.map((leaves) => (leaves.has(path) ? leaves.get(path) : isSection(leaves, path) ? SECTION : undefined)) });
     }
   }
   return rows;
+}
+
+function isSection(leaves: Map<string, unknown>, path: string): boolean {
+  return [...leaves.keys()].some((other) => other.startsWith(`${path}.`));
 }
 
 function hasNullParent(leaves: Map<string, unknown>, path: string): boolean {

@@ -25,7 +25,23 @@ export function formatNumber(value: number | null | undefined, digits = 4): stri
     return `${sign(short)}e${sign(exponent.replace("+", ""))}`;
   }
   const whole = Math.floor(Math.log10(size)) + 1;
-  return sign(value.toFixed(Math.max(0, Math.min(6, digits - Math.max(whole, 1)))));
+  const text = value.toFixed(Math.max(0, digits - whole));
+  return sign(size < 1 ? text.replace(/0+$/, "") : text);
+}
+
+/** Labels of an axis whose ticks are `increment` apart: as many decimals as tell them apart, no more. */
+export function formatTicks(ticks: readonly number[], increment: number): string[] {
+  const largest = ticks.reduce((most, tick) => Math.max(most, Math.abs(tick)), 0);
+  if (largest >= 1e4) return ticks.map((tick) => shortCount(tick));
+  if (largest > 0 && largest < 1e-3) return ticks.map((tick) => formatNumber(tick, 3));
+  let decimals = 0;
+  while (decimals < 8 && Math.abs(increment * 10 ** decimals - Math.round(increment * 10 ** decimals)) > 1e-6) decimals += 1;
+  return ticks.map((tick) => sign(tick.toFixed(decimals)));
+}
+
+/** A count without the zeros that only fill it up: 5k, 2.5M. For axes, where neighbours tell the precision. */
+export function shortCount(value: number): string {
+  return formatCount(value).replace(/\.(\d*?)0+(?=[kMBT]|$)/, (_, kept: string) => (kept === "" ? "" : `.${kept}`));
 }
 
 /** A number with a fixed number of decimals, for columns whose points must line up. */
@@ -65,7 +81,7 @@ export function formatPercent(fraction: number | null | undefined, decimals = 0)
 /** A duration in its two largest units. */
 export function formatDuration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return NONE;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 10) return `${Number.isInteger(seconds) ? seconds : seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);

@@ -4,11 +4,13 @@ import { useSyncExternalStore } from "react";
 
 const KEY = "evenload.selection";
 const listeners = new Set<() => void>();
-let chosen: readonly string[] = read();
+let chosen: readonly string[] | null = null;
 
 function read(): readonly string[] {
+  if (chosen !== null) return chosen;
   const stored = window.sessionStorage.getItem(KEY);
-  return stored === null || stored === "" ? [] : stored.split(",");
+  chosen = stored === null || stored === "" ? [] : stored.split(",");
+  return chosen;
 }
 
 function write(next: readonly string[]): void {
@@ -24,11 +26,12 @@ function subscribe(listener: () => void): () => void {
 
 /** The ids of the chosen trials, in order of choosing. */
 export function useSelection(): readonly string[] {
-  return useSyncExternalStore(subscribe, () => chosen);
+  return useSyncExternalStore(subscribe, read);
 }
 
 export function toggleSelected(id: string): void {
-  write(chosen.includes(id) ? chosen.filter((other) => other !== id) : [...chosen, id]);
+  const before = read();
+  write(before.includes(id) ? before.filter((other) => other !== id) : [...before, id]);
 }
 
 export function setSelection(ids: readonly string[]): void {

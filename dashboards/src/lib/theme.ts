@@ -5,8 +5,11 @@ import { useSyncExternalStore } from "react";
 export type Theme = "light" | "dark";
 
 const KEY = "evenload.theme";
-const system = window.matchMedia("(prefers-color-scheme: dark)");
 const listeners = new Set<() => void>();
+
+function system(): MediaQueryList {
+  return window.matchMedia("(prefers-color-scheme: dark)");
+}
 
 function chosen(): Theme | null {
   const stored = window.localStorage.getItem(KEY);
@@ -14,7 +17,7 @@ function chosen(): Theme | null {
 }
 
 function current(): Theme {
-  return chosen() ?? (system.matches ? "dark" : "light");
+  return chosen() ?? (system().matches ? "dark" : "light");
 }
 
 function apply(): void {
@@ -30,7 +33,7 @@ function subscribe(listener: () => void): () => void {
 /** Sets the theme on the page and follows the system from now on. Called once, before the first paint. */
 export function startTheme(): void {
   apply();
-  system.addEventListener("change", apply);
+  system().addEventListener("change", apply);
 }
 
 /** The theme now in force. */
@@ -41,7 +44,7 @@ export function useTheme(): Theme {
 /** Chooses the other theme; the choice is remembered when it differs from the system's. */
 export function toggleTheme(): void {
   const next: Theme = current() === "dark" ? "light" : "dark";
-  if ((next === "dark") === system.matches) window.localStorage.removeItem(KEY);
+  if ((next === "dark") === system().matches) window.localStorage.removeItem(KEY);
   else window.localStorage.setItem(KEY, next);
   apply();
 }

@@ -1,7 +1,7 @@
 /** What trials are called and what tells them apart. */
 
 import type { Schemas } from "../api/client";
-import { differences, shortNames } from "./configuration";
+import { differences, flatten, shortNames } from "./configuration";
 import { formatSetting } from "./format";
 import { DOT } from "./glyphs";
 
@@ -40,4 +40,27 @@ export function endMark(state: Schemas["TrialState"]): "cut" | "failed" | "open"
   if (state === "pruned" || state === "cancelled") return "cut";
   if (state === "failed") return "failed";
   return state === "running" || state === "retrying" ? "open" : undefined;
+}
+
+/** Dotted path -> value of a baseline: the base configuration with what the baseline sets. Empty for trials of the search. */
+export function baselineSettings(spec: Pick<Schemas["ExperimentSpec"], "base" | "baselines">, trial: Named): ReadonlyMap<string, unknown> {
+  const baseline = trial.kind === "baseline" ? spec.baselines.find((candidate) => candidate.name === trial.label) : undefined;
+  if (baseline === undefined) return new Map();
+  const settings = flatten(spec.base);
+  for (const [path, value] of Object.entries(baseline.set)) {
+    for (const known of [...settings.keys()]) if (known === path || known.startsWith(`${path}.`)) settings.delete(known);
+    settings.set(path, value);
+  }
+  return settings;
+}
+
+/** Whether any two of the configurations are equal but for their seed: only then is anything known of seed noise. */
+export function haveReplicas(configs: readonly unknown[]): boolean {
+  const keys = configs.flatMap((config) => {
+    if (config === null) return [];
+    const settings = flatten(config);
+    settings.delete("seed");
+    return [JSON.stringify([...settings])];
+  });
+  return new Set(keys).size < keys.length;
 }

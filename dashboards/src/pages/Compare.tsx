@@ -3,7 +3,7 @@
 import { useEffect, useMemo } from "react";
 import { Link } from "wouter";
 
-import { isLive, useCatalog, useNewestLoads, useSeries, useTrialDetails } from "../api/queries";
+import { isLive, useCatalog, useEvaluationLists, useNewestLoads, useSeries, useTrialDetails } from "../api/queries";
 import { Swatch } from "../charts/Legend";
 import { Empty, Failed } from "../components/Panel";
 import { Crumbs } from "../components/Shell";
@@ -12,7 +12,7 @@ import { Switch } from "../components/Switch";
 import { idList, numberRange, oneOf, useAddress, writeRange } from "../lib/address";
 import { STAR } from "../lib/glyphs";
 import { setSelection } from "../lib/selection";
-import { differingParameters, endMark, trialLabel, trialName } from "../lib/trials";
+import { differingParameters, endMark, haveReplicas, trialLabel, trialName } from "../lib/trials";
 import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
 import { DomainTable, HealthTable, LoadProfiles, SettingsPanel, type Compared } from "../panels/ComparePanels";
 import { catalogueOf } from "../panels/metrics";
@@ -40,11 +40,14 @@ export function Compare(): React.JSX.Element {
   const answers = useTrialDetails(ids);
   const catalogue = catalogueOf(useCatalog().data);
   const found = answers.flatMap((answer) => (answer.data === undefined ? [] : [answer.data]));
+  // All at once: each trial that arrives later would ask for all the curves again.
+  const pending = ids.length > 0 && answers.some((answer) => answer.isPending);
   const live = found.some((trial) => isLive(trial.state));
   const series = useSeries(
-    { trials: found.map((trial) => trial.id), keys: ["eval/bits_per_byte", "train/loss", "router/max_violation"], x, points: 300, layers: "worst", ...(zoom === null ? {} : { x_range: [zoom[0], zoom[1]] }) },
+    { trials: pending ? [] : found.map((trial) => trial.id), keys: ["eval/bits_per_byte", "train/loss", "router/max_violation"], x, points: 300, layers: "worst", ...(zoom === null ? {} : { x_range: [zoom[0], zoom[1]] }) },
     live,
   );
+  const evaluations = useEvaluationLists(found);
   const loads = useNewestLoads(found.filter((trial) => trial.layer_kinds.includes("moe")));
   const loadOf = new Map(found.filter((trial) => trial.layer_kinds.includes("moe")).flatMap((trial, index) => (loads[index] === undefined ? [] : [[trial.id, loads[index]] as const])));
   useEffect(() => {
@@ -85,7 +88,8 @@ export function Compare(): React.JSX.Element {
           </button>
         </div>
       ))}
-      {found.length > 0 && (
+      {pending && <div className="skeleton page-skeleton" aria-busy="true" />}
+      {!pending && found.length > 0 && (
         <>
           <ul className="chosen-trials">
             {compared.map(({ trial, slot }) => (
@@ -103,14 +107,16 @@ export function Compare(): React.JSX.Element {
             ))}
           </ul>
           <p className="notice">
-            One seed per trial: how much another seed would change these figures is unknown. Read small differences as no difference.
+            {haveReplicas(found.map((trial) => trial.config))
+              ? "Some of these trials differ in nothing but their seed: a difference between others that is no larger than theirs says nothing."
+              : "One seed per configuration: how much another seed would change these figures is unknown. Read small differences as no difference."}
           </p>
           <div className="grid-2">
             <CurvesPanel {...shared} title="Held-out bits per byte" hint="Mean over domains." metric="eval/bits_per_byte" domain="all" emptyText="No evaluation yet." height={280} />
             <CurvesPanel {...shared} title="Training loss" metric="train/loss" emptyText="No step yet." height={280} />
           </div>
           <div className="grid-2">
-            <DomainTable trials={compared} baselineId={baselineId} />
+            <DomainTable trials={compared} baselineId={baselineId} evaluations={evaluations} />
             <SettingsPanel trials={compared} baselineId={baselineId} />
           </div>
           <div className="grid-2">

@@ -13,11 +13,11 @@ import { useAddress } from "../lib/address";
 import { formatCount, formatDuration, formatFixed, formatSigned, formatTime } from "../lib/format";
 import { NONE } from "../lib/glyphs";
 import { compareAddress, toggleSelected, useSelection } from "../lib/selection";
-import { differingParameters, endMark, trialLabel, trialName } from "../lib/trials";
+import { baselineSettings, differingParameters, endMark, trialLabel, trialName } from "../lib/trials";
 import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
 import { catalogueOf } from "../panels/metrics";
 import { objectiveUnit } from "../panels/objective";
-import { RankingPanel } from "../panels/RankingPanel";
+import { noiseInWords, RankingPanel } from "../panels/RankingPanel";
 import { TrialsTable, type TrialRow } from "../panels/TrialsTable";
 
 // The API takes at most 100 trials in one question; more lines than that cannot be told apart anyway.
@@ -56,7 +56,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
   const { data } = experiment;
   const query = params.get("q") ?? "";
   const rows: TrialRow[] = known
-    .map((trial) => ({ trial, compared: comparison.data?.rows.find((row) => row.trial_id === trial.id), slot: trial.number }))
+    .map((trial) => ({ trial, compared: comparison.data?.rows.find((row) => row.trial_id === trial.id), slot: trial.number, fixed: baselineSettings(data.spec, trial) }))
     .filter(({ trial }) => `${trialName(trial)} ${trial.state} ${trial.cause ?? ""} ${JSON.stringify(trial.params)}`.toLowerCase().includes(query.toLowerCase()));
   const best = comparison.data?.rows.find((row) => row.trial_id === data.best?.trial_id);
   const spent = known.reduce((sum, trial) => sum + (trial.progress?.tokens ?? 0), 0);
@@ -86,11 +86,11 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         facts={[
           { name: "Trials", value: <CountsBar counts={data.trial_counts} planned={data.num_trials} /> },
           { name: "Best", value: data.best === null ? NONE : formatFixed(data.best.objective, 3), note: data.best === null ? undefined : `${objectiveUnit(data.objective)}, trial ${data.best.number}` },
-          { name: "Best vs baseline", value: formatSigned(best?.difference_to_baseline ?? null), note: "one seed: noise unknown" },
+          { name: "Best vs baseline", value: formatSigned(best?.difference_to_baseline ?? null), note: best === undefined ? undefined : noiseInWords(best, comparison.data?.baseline_trial_id ?? null) || "one seed: noise unknown" },
           { name: "Tokens trained", value: formatCount(spent), note: data.rung_tokens.length > 0 ? `rungs at ${data.rung_tokens.map(formatCount).join(", ")}` : undefined },
           { name: "Spikes", value: data.num_spikes },
           live
-            ? { name: "Time left", value: data.eta_s === null ? NONE : `about ${formatDuration(data.eta_s)}` }
+            ? { name: "Time left", value: data.eta_s === null ? NONE : `about ${formatDuration(Math.round(data.eta_s))}` }
             : { name: "Took", value: data.finished_at_ms === null ? NONE : formatDuration((data.finished_at_ms - data.created_at_ms) / 1000), note: formatTime(data.created_at_ms) },
         ]}
       />
@@ -104,6 +104,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
           catalogue={catalogue}
           curves={curves}
           warmup={0.12}
+          height={330}
           emptyText="No evaluation yet. The first comes before the first step of the first trial."
           strong={strong}
           legend={false}

@@ -77,7 +77,7 @@ function columns(now: number): Column<Row>[] {
       cell: ({ experiment }) => (
         <>
           <StateBadge state={experiment.state} reason={experiment.reason} />
-          {experiment.eta_s !== null && isLive(experiment.state) && <span className="sub">about {formatDuration(experiment.eta_s)} left</span>}
+          {experiment.eta_s !== null && isLive(experiment.state) && <span className="sub">about {formatDuration(Math.round(experiment.eta_s))} left</span>}
         </>
       ),
     },
@@ -188,7 +188,7 @@ export function Experiments(): React.JSX.Element {
       </div>
       <Panel
         title="All experiments, newest first"
-        hint={names.length === 1 && names[0] !== undefined ? `Best: ${names[0]} of a completed trial. A difference to the baseline says nothing about seed noise.` : undefined}
+        hint={names.length === 1 && names[0] !== undefined ? `Best is that of the completed trials of the search, by ${names[0]}. One seed each: noise is unknown.` : undefined}
         answer={answer}
         height={300}
         empty={(page) => (page.items.length === 0 ? <NothingYet /> : rows.length === 0 ? `No experiment on this page matches "${query}".` : null)}

@@ -50,7 +50,7 @@ function factsOf(trial: Schemas["TrialDetail"]): Fact[] {
     ...router,
     { name: "Speed", value: formatCount(summary?.tokens_per_s ?? progress?.tokens_per_s), note: "tokens/s" },
     ...(summary === null ? [] : [{ name: "Parameters", value: formatCount(summary.active_parameters), note: `active, ${formatCount(summary.total_parameters)} in all` }]),
-    ...(isLive(trial.state) ? [{ name: "Time left", value: formatDuration(progress?.eta_s) }] : summary === null ? [] : [{ name: "Took", value: formatDuration(summary.training_duration_s), note: "training" }]),
+    ...(isLive(trial.state) ? [{ name: "Time left", value: progress?.eta_s == null ? NONE : formatDuration(Math.round(progress.eta_s)) }] : summary === null ? [] : [{ name: "Took", value: formatDuration(summary.training_duration_s), note: "training" }]),
   ];
 }
 
@@ -131,10 +131,10 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
       )}
       <Facts facts={factsOf(data)} />
       <div className="grid-loss">
-        <CurvesPanel {...shared} title="Training loss" metric="train/loss" warmup={0.08} height={300} emptyText={noSteps} />
+        <CurvesPanel {...shared} title="Training loss" metric="train/loss" warmup={0.08} height={320} emptyText={noSteps} />
         <div className="stack">
-          <CurvesPanel {...shared} title="Gradient norm" metric="optimizer/grad_norm" warmup={0.08} height={130} emptyText={noSteps} className="compact" />
-          <CurvesPanel {...shared} title="Learning rate" metric="optimizer/lr" height={130} emptyText={noSteps} className="compact" />
+          <CurvesPanel {...shared} title="Gradient norm" metric="optimizer/grad_norm" warmup={0.08} height={150} emptyText={noSteps} className="compact" compact />
+          <CurvesPanel {...shared} title="Learning rate" metric="optimizer/lr" height={150} emptyText={noSteps} className="compact" compact />
         </div>
       </div>
       {isMoe ? (

@@ -1,6 +1,6 @@
 /** Chosen trials side by side: settings, held-out text by domain, size, router health, load profiles. */
 
-import { useMemo, type ReactNode } from "react";
+import { Fragment, useMemo, type ReactNode } from "react";
 
 import type { Schemas } from "../api/client";
 import type { Answer } from "../api/queries";
@@ -8,10 +8,10 @@ import { Swatch } from "../charts/Legend";
 import { LineChart, type ChartLine } from "../charts/LineChart";
 import { sortedProfile } from "../charts/loads";
 import { Empty, Frame } from "../components/Panel";
-import { differences, shortNames } from "../lib/configuration";
+import { differences, SECTION, shortNames } from "../lib/configuration";
 import { formatCount, formatFixed, formatNumber, formatPercent, formatSetting, formatSigned } from "../lib/format";
 import { DELTA, NONE, STAR, TIMES } from "../lib/glyphs";
-import { domainTitle } from "./DomainsPanel";
+import { domainProgress, domainTitle } from "./DomainsPanel";
 
 /** One chosen trial. */
 export interface Compared {
@@ -44,13 +44,14 @@ function Heads({ trials, baselineId }: Props): React.JSX.Element {
 interface GridProps extends Props {
   readonly caption: string;
   readonly first: string;
+  readonly className?: string;
   readonly rows: readonly { readonly name: ReactNode; readonly title?: string; readonly key: string; readonly cells: readonly ReactNode[]; readonly total?: boolean }[];
 }
 
-function SideBySide({ caption, first, rows, ...props }: GridProps): React.JSX.Element {
+function SideBySide({ caption, first, rows, className = "", ...props }: GridProps): React.JSX.Element {
   return (
     <div className="table-wrap">
-      <table className="side-by-side">
+      <table className={`side-by-side ${className}`}>
         <caption className="visually-hidden">{caption}</caption>
         <thead>
           <tr>
@@ -77,6 +78,20 @@ function SideBySide({ caption, first, rows, ...props }: GridProps): React.JSX.El
   );
 }
 
+/** A value that may break after a bracket or a comma rather than within a name. */
+function Setting({ text }: { readonly text: string }): React.JSX.Element {
+  return (
+    <>
+      {text.split(/(?<=[(,])/).map((part, index) => (
+        <Fragment key={index}>
+          {part}
+          <wbr />
+        </Fragment>
+      ))}
+    </>
+  );
+}
+
 /** Only the settings on which the trials differ. */
 export function SettingsPanel(props: Props): React.JSX.Element {
   const rows = useMemo(() => differences(props.trials.map(({ trial }) => trial.config)), [props.trials]);
@@ -90,7 +105,8 @@ export function SettingsPanel(props: Props): React.JSX.Element {
           {...props}
           caption="Settings that differ"
           first="Setting"
-          rows={rows.map(({ path, values }) => ({ key: path, name: names.get(path) ?? path, title: path, cells: values.map(formatSetting) }))}
+          rows={rows.map(({ path, values }) => ({ key: path, name: names.get(path) ?? path, title: path, cells: values.map((value) => (value === SECTION ? <span className="muted">set</span> : <Setting text={formatSetting(value)} />)) }))}
+          className="wrapping"
         />
       )}
     </Frame>
@@ -104,25 +120,26 @@ function bestOf(values: readonly (number | null)[]): number | null {
 }
 
 /** Held-out bits per byte of each domain, best marked, difference to the chosen baseline. */
-export function DomainTable(props: Props): React.JSX.Element {
-  const measured = props.trials.map(({ trial }) => trial.summary?.bits_per_byte ?? null);
-  const domains = [...new Set(measured.flatMap((scores) => Object.keys(scores ?? {})))].sort((a, b) => Number(a === "all") - Number(b === "all"));
+export function DomainTable(props: Props & { readonly evaluations: readonly Answer<Schemas["EvaluationList"]>[] }): React.JSX.Element {
+  const lists = props.evaluations.map((answer) => answer.data);
+  const domains = [...new Set(lists.flatMap((list) => list?.domains ?? []))].sort((a, b) => Number(a === "all") - Number(b === "all"));
+  const measured = lists.map((list) => new Map(domainProgress(list?.items ?? [], list?.domains ?? []).map((row) => [row.domain, row.final])));
   const baseline = props.trials.findIndex(({ trial }) => trial.id === props.baselineId);
   const partial = props.trials.some(({ trial }) => trial.state !== "completed");
   return (
     <Frame
       title="Bits per byte by domain"
-      hint={`Held-out, lower is better; best in bold; ${DELTA} to the baseline ${STAR}. ${partial ? "Trials that did not complete saw fewer tokens: their figures are not at equal training." : "All trained their whole budget."}`}
+      hint={`Held-out, lower is better; best in bold; ${DELTA} to the baseline ${STAR}. ${partial ? "At each trial's last evaluation: those that did not complete saw fewer tokens, which is no equal comparison." : "All trained their whole budget."}`}
     >
       {domains.length === 0 ? (
-        <Empty>None of these trials has ended yet. Their curves are above.</Empty>
+        <Empty>{props.evaluations.some((answer) => answer.isPending) ? "Loading the evaluations." : "None of these trials has been evaluated yet."}</Empty>
       ) : (
         <SideBySide
           {...props}
           caption="Bits per byte by domain"
           first="Domain"
           rows={domains.map((domain) => {
-            const values = measured.map((scores) => scores?.[domain] ?? null);
+            const values = measured.map((scores) => scores.get(domain) ?? null);
             const best = bestOf(values);
             const reference = values[baseline] ?? null;
             return {
@@ -145,15 +162,33 @@ export function DomainTable(props: Props): React.JSX.Element {
   );
 }
 
+function WorstLayer({ value, layer }: { readonly value: number | null; readonly layer: number | null }): React.JSX.Element {
+  return (
+    <>
+      {formatNumber(value, 3)} {layer !== null && <span className="sub-inline">L{layer}</span>}
+    </>
+  );
+}
+
+function Dead({ fraction }: { readonly fraction: number | null }): React.JSX.Element {
+  if (fraction === null || fraction === 0) return <>{fraction === null ? NONE : "none"}</>;
+  return <span className="tag tone-dead">{formatPercent(fraction)}</span>;
+}
+
 /** Size, compute and the router's health at the end. */
 export function HealthTable(props: Props): React.JSX.Element {
   const summaries = props.trials.map(({ trial }) => trial.summary);
   const dense = props.trials.map(({ trial }) => trial.layer_kinds.length > 0 && !trial.layer_kinds.includes("moe"));
-  const router = (read: (summary: Schemas["RunSummary"]) => ReactNode): ReactNode[] =>
-    summaries.map((summary, index) => (dense[index] === true ? <span className="muted">dense</span> : summary === null ? NONE : read(summary)));
+  // A trial that was stopped has no summary of its end, but its last progress.
+  const router = (read: (summary: Schemas["RunSummary"]) => ReactNode, newest: (progress: Schemas["Progress"]) => ReactNode): ReactNode[] =>
+    props.trials.map(({ trial }, index) => {
+      if (dense[index] === true) return <span className="muted">dense</span>;
+      if (trial.summary !== null) return read(trial.summary);
+      return trial.progress === null ? NONE : newest(trial.progress);
+    });
   const plain = (read: (summary: Schemas["RunSummary"]) => ReactNode): ReactNode[] => summaries.map((summary) => (summary === null ? NONE : read(summary)));
   return (
-    <Frame title="Size and router health" hint="Worst layer of each trial, averaged over the last tenth of its steps. A mean over layers would hide a collapsed one.">
+    <Frame title="Size and router health" hint="Worst layer of each trial, averaged over the last tenth of its steps (of a trial stopped early: at its last step). A mean over layers would hide a collapsed one.">
       <SideBySide
         {...props}
         caption="Size and router health"
@@ -163,23 +198,25 @@ export function HealthTable(props: Props): React.JSX.Element {
           { key: "active", name: "active parameters", cells: plain((summary) => formatCount(summary.active_parameters)) },
           { key: "total", name: "total parameters", cells: plain((summary) => formatCount(summary.total_parameters)) },
           { key: "flops", name: "FLOPs per token", title: "training: forward and backward", cells: plain((summary) => formatCount(summary.flops_per_token)) },
-          { key: "speed", name: "tokens/s", cells: plain((summary) => formatCount(summary.tokens_per_s)) },
-          { key: "spikes", name: "spikes", cells: plain((summary) => summary.num_spikes) },
+          { key: "speed", name: "tokens/s", cells: props.trials.map(({ trial }) => formatCount(trial.summary?.tokens_per_s ?? trial.progress?.tokens_per_s)) },
+          { key: "spikes", name: "spikes", cells: props.trials.map(({ trial }) => trial.summary?.num_spikes ?? trial.progress?.num_spikes ?? NONE) },
           {
             key: "maxvio",
             name: "MaxVio, worst layer",
-            cells: router((summary) => (
-              <>
-                {formatNumber(summary.worst_max_violation, 3)} <span className="sub-inline">L{summary.worst_max_violation_layer ?? NONE}</span>
-              </>
-            )),
+            cells: router(
+              (summary) => <WorstLayer value={summary.worst_max_violation} layer={summary.worst_max_violation_layer} />,
+              (progress) => <WorstLayer value={progress.max_violation} layer={progress.max_violation_layer} />,
+            ),
           },
-          { key: "token-entropy", name: "token entropy, lowest (nats)", cells: router((summary) => formatFixed(summary.min_token_entropy, 3)) },
-          { key: "load-entropy", name: "load entropy, lowest (nats)", cells: router((summary) => formatFixed(summary.min_load_entropy, 3)) },
+          { key: "token-entropy", name: "token entropy, lowest (nats)", cells: router((summary) => formatFixed(summary.min_token_entropy, 3), (progress) => formatFixed(progress.token_entropy, 3)) },
+          { key: "load-entropy", name: "load entropy, lowest (nats)", cells: router((summary) => formatFixed(summary.min_load_entropy, 3), () => NONE) },
           {
             key: "dead",
             name: "dead experts, worst layer",
-            cells: router((summary) => (summary.max_dead_fraction === 0 ? "none" : <span className="tag tone-dead">{formatPercent(summary.max_dead_fraction)}</span>)),
+            cells: router(
+              (summary) => <Dead fraction={summary.max_dead_fraction} />,
+              (progress) => <Dead fraction={progress.dead_fraction} />,
+            ),
           },
         ]}
       />

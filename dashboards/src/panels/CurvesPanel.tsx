@@ -8,7 +8,7 @@ import { linesToCsv, lineOf } from "../charts/lines";
 import { LineChart, type ChartLine } from "../charts/LineChart";
 import type { XMark } from "../charts/marks";
 import { Panel } from "../components/Panel";
-import { formatCount, formatDuration } from "../lib/format";
+import { formatDuration, shortCount } from "../lib/format";
 import { definition, axisName, metricName, type Catalogue } from "./metrics";
 
 /** A trial as a curve. */
@@ -38,6 +38,7 @@ interface Props {
   readonly strong?: string | null;
   readonly legend?: boolean;
   readonly logY?: boolean;
+  readonly compact?: boolean;
   readonly className?: string;
 }
 
@@ -50,7 +51,7 @@ const X_NAMES: Readonly<Record<Schemas["Series"]["x"], string>> = {
 
 /** How values of the axis are written. */
 export function formatterOf(x: Schemas["Series"]["x"]): (value: number) => string {
-  return x === "time" ? formatDuration : formatCount;
+  return x === "time" ? formatDuration : shortCount;
 }
 
 function download(name: string, text: string): void {
@@ -67,7 +68,7 @@ export function linesOf(series: Schemas["Series"], metric: string, domain: strin
   return curves.flatMap((curve) => {
     const item = series.items.find((candidate) => candidate.trial_id === curve.trialId && candidate.key === metric && (domain === undefined || candidate.domain === domain));
     if (item === undefined || item.last.every((value) => value === null)) return [];
-    const line = lineOf({ grid: series.grid, last: item.last, min: item.min, max: item.max }, sparse);
+    const line = lineOf({ grid: series.grid, last: item.last, min: item.min, max: item.max, raw: series.raw }, sparse);
     return [{ key: curve.trialId, label: curve.label, slot: curve.slot, end: curve.end, ...line }];
   });
 }
@@ -75,8 +76,9 @@ export function linesOf(series: Schemas["Series"], metric: string, domain: strin
 export function CurvesPanel(props: Props): React.JSX.Element {
   const { title, hint, answer, metric, catalogue, curves, domain, emptyText, height, className } = props;
   const lines = useMemo(() => (answer.data === undefined ? [] : linesOf(answer.data, metric, domain, curves)), [answer.data, metric, domain, curves]);
+  const nonfinite = answer.data?.items.filter((item) => lines.some((line) => line.key === item.trial_id) && item.key === metric && (domain === undefined || item.domain === domain)).reduce((sum, item) => sum + item.num_nonfinite, 0) ?? 0;
   const rows = answer.data?.items.filter((item) => item.key === metric).reduce((most, item) => Math.max(most, item.num_rows), 0) ?? 0;
-  const reduced = lines.some((line) => line.low !== undefined);
+  const reduced = answer.data?.raw === false;
   return (
     <Panel
       title={title}
@@ -92,9 +94,12 @@ export function CurvesPanel(props: Props): React.JSX.Element {
       empty={() => (lines.length === 0 ? emptyText : null)}
       actions={
         lines.length > 0 && (
+          <>
+          {nonfinite > 0 && <span className="tag tone-bad">{nonfinite} not finite (NaN or infinite)</span>}
           <button type="button" className="quiet-button" onClick={() => download(`${metric.replace("/", "-")}.csv`, linesToCsv(answer.data?.x ?? "x", lines))}>
             CSV
           </button>
+          </>
         )
       }
     >
@@ -114,6 +119,7 @@ export function CurvesPanel(props: Props): React.JSX.Element {
           {...(props.syncKey === undefined ? {} : { syncKey: props.syncKey })}
           {...(props.strong === undefined ? {} : { strong: props.strong })}
           {...(props.legend === undefined ? {} : { legend: props.legend })}
+          {...(props.compact === undefined ? {} : { compact: props.compact })}
           {...(props.logY === undefined ? {} : { logY: props.logY })}
         />
       )}

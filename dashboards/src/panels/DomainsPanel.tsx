@@ -6,7 +6,7 @@ import type { Schemas } from "../api/client";
 import type { Answer } from "../api/queries";
 import { LineChart, type ChartLine } from "../charts/LineChart";
 import { Panel } from "../components/Panel";
-import { formatCount, formatFixed, formatSigned } from "../lib/format";
+import { formatFixed, formatSigned, shortCount } from "../lib/format";
 
 type Evaluation = Schemas["Evaluation"];
 
@@ -65,7 +65,7 @@ function Domains({ list }: { readonly list: Schemas["EvaluationList"] }): React.
   const most = Math.max(...rows.map((row) => Math.max(row.initial ?? 0, row.final ?? 0)), 1e-9);
   return (
     <>
-      <LineChart lines={lines} xName="training tokens" yName="bits per byte" formatX={formatCount} points warmup={0.12} height={210} legend summary="Held-out bits per byte of each domain over training tokens." />
+      <LineChart lines={lines} xName="training tokens" yName="bits per byte" formatX={shortCount} points warmup={0.12} height={210} legend summary="Held-out bits per byte of each domain over training tokens." />
       <div className="table-wrap">
         <table>
           <caption className="visually-hidden">Bits per byte by domain</caption>

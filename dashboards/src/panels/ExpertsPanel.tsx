@@ -53,7 +53,7 @@ export function ExpertsPanel(props: Props): React.JSX.Element {
   return (
     <Panel
       title="Experts: load at one step"
-      hint="Tokens each expert got, over the fair share of its layer. White: fair; blue: less; orange: more. All workers and micro-batches of the step."
+      hint="Tokens each expert got, over the fair share of its layer. Neutral is fair, blue less, orange more. Counted over all workers and micro-batches of the step."
       className="wide"
       answer={props.answer}
       height={260}
@@ -90,7 +90,8 @@ function Experts({ trialId, history, live, step, onStep, order, spikes }: Props 
     const at = (cell: number): number => Math.floor(cell / columns) * columns + (order_[cell] ?? 0);
     return { values: raw.values.map((_, cell) => raw.values[at(cell)] ?? Number.NaN), dead: raw.dead.map((_, cell) => raw.dead[at(cell)] ?? 0), ids: order_ };
   }, [history, frame, rows, columns, order]);
-  const most = Math.log2(meta.num_experts / meta.top_k);
+  // No expert can get more than every token: num_experts / top_k times its fair share.
+  const most = meta.top_k === null ? 4 : Math.log2(meta.num_experts / meta.top_k);
   const limit = Math.min(4, Math.max(1, Math.ceil(most)));
   const scale = useMemo(() => divergingScale(limit, theme), [limit, theme]);
   const exact = useLoads(trialId, useSettled(shownStep, 200), live, shownStep > 0);
@@ -142,7 +143,7 @@ function Experts({ trialId, history, live, step, onStep, order, spikes }: Props 
           const expert = ids[cell] ?? column;
           const count = counts?.[row]?.[expert];
           const share = dead[cell] === 1 ? "dead, no token" : `${formatNumber(2 ** (values[cell] ?? Number.NaN), 3)}${TIMES} the fair share`;
-          const fair = (meta.step_tokens * meta.top_k) / columns;
+          const fair = (counts?.[row] ?? []).reduce((sum, item) => sum + item, 0) / columns;
           return `layer ${meta.layers[row] ?? row}, expert ${expert}: ${share}${count === undefined ? "" : ` (${count} tokens, fair is ${formatNumber(fair, 5)})`}`;
         }}
       />

@@ -11,7 +11,7 @@ import { LineChart, type ChartLine } from "../charts/LineChart";
 import { nearestIndex } from "../charts/ranges";
 import { Panel } from "../components/Panel";
 import { Switch } from "../components/Switch";
-import { formatCount, formatNumber, unitSuffix } from "../lib/format";
+import { formatNumber, shortCount, unitSuffix } from "../lib/format";
 import { definition, ROUTER_METRICS, type Catalogue, type RouterMetric } from "./metrics";
 import { layerEnvelope, layerMatrix, worstLayer } from "./routerLayers";
 
@@ -88,7 +88,7 @@ function LayerTime({ grid, metric, layerKinds, catalogue, step, onStep }: Props 
           scale={scale}
           rowLabels={labels}
           strongRow={worst?.layer ?? null}
-          columnTicks={ticks.map((column) => ({ column, label: formatCount(grid.grid[column]) }))}
+          columnTicks={ticks.map((column) => ({ column, label: shortCount(grid.grid[column] ?? 0) }))}
           columnName="step"
           markedColumn={step === null ? null : nearestIndex(grid.grid, step)}
           summary={`${metric.name} by layer and step. ${named}`}
@@ -106,7 +106,7 @@ function LayerTime({ grid, metric, layerKinds, catalogue, step, onStep }: Props 
           ticks={[scale.low, (scale.low + scale.high) / 2, scale.high].map((value) => ({ value, label: formatNumber(value, 3) }))}
         />
       </div>
-      <LineChart lines={lines} xName="step" yName={`${metric.name}${unitSuffix(unit)}`} formatX={formatCount} height={220} summary={`Worst and median layer of ${metric.name} over steps. ${named}`} />
+      <LineChart lines={lines} xName="step" yName={`${metric.name}${unitSuffix(unit)}`} formatX={shortCount} height={220} summary={`Worst and median layer of ${metric.name} over steps. ${named}`} />
     </div>
   );
 }

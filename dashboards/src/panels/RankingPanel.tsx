@@ -5,7 +5,7 @@ import type { Answer } from "../api/queries";
 import { Panel } from "../components/Panel";
 import { formatCount, formatFixed, formatSigned } from "../lib/format";
 import { trialName } from "../lib/trials";
-import { differenceTone, objectiveName } from "./objective";
+import { differenceTone, objectiveName, objectiveUnit } from "./objective";
 
 const MOST = 8;
 
@@ -20,13 +20,19 @@ export function RankingPanel({ answer }: { readonly answer: Answer<Schemas["Comp
   return (
     <Panel
       title="Comparison"
-      hint={answer.data === undefined ? undefined : `${objectiveName(answer.data.objective)}. ${answer.data.contract}`}
+      hint={answer.data === undefined ? undefined : `By ${objectiveName(answer.data.objective)}. At ${answer.data.contract}.`}
       answer={answer}
       height={240}
     >
       {(comparison) => <Ranking comparison={comparison} />}
     </Panel>
   );
+}
+
+/** Whether seeds alone can explain the difference to the baseline; nothing while that is not known. */
+export function noiseInWords(row: Pick<Schemas["ComparisonRow"], "differences">, baselineId: string | null): string {
+  const within = row.differences.find((difference) => difference.baseline_trial_id === baselineId)?.within_noise ?? null;
+  return within === null ? "" : within ? "within seed noise" : "beyond seed noise";
 }
 
 function Ranking({ comparison }: { readonly comparison: Schemas["Comparison"] }): React.JSX.Element {
@@ -41,6 +47,15 @@ function Ranking({ comparison }: { readonly comparison: Schemas["Comparison"] })
         <p className="muted">No trial has completed yet; the ranking begins with the first.</p>
       ) : (
         <ol className="ranking">
+          <li className="ranking-head" aria-hidden="true">
+            <span />
+            <span>trial</span>
+            <span />
+            <span className="num">{objectiveUnit(comparison.objective)}</span>
+            <span className="num">vs baseline</span>
+            <span />
+            <span className="num">active</span>
+          </li>
           {shown.map((row) => {
             const mine = row.trial_id === comparison.baseline_trial_id;
             return (
@@ -52,6 +67,7 @@ function Ranking({ comparison }: { readonly comparison: Schemas["Comparison"] })
                 </span>
                 <span className="num">{formatFixed(row.objective, 3)}</span>
                 <span className={`num ${mine ? "muted" : differenceTone(row.difference_to_baseline, comparison.objective)}`}>{mine ? "baseline" : formatSigned(row.difference_to_baseline)}</span>
+                <span className="ranking-noise">{mine ? "" : noiseInWords(row, comparison.baseline_trial_id)}</span>
                 <span className="num muted" title="active parameters">
                   {formatCount(row.active_parameters)}
                 </span>

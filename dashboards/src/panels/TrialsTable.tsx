@@ -18,6 +18,8 @@ export interface TrialRow {
   readonly trial: TrialRead;
   readonly compared: Schemas["ComparisonRow"] | undefined;
   readonly slot: number;
+  /** What a baseline has in place of searched parameters. */
+  readonly fixed: ReadonlyMap<string, unknown>;
 }
 
 interface Props {
@@ -52,7 +54,7 @@ const entropyOf = (trial: TrialRead): number | null => trial.summary?.min_token_
 const spikesOf = (trial: TrialRead): number | null => trial.summary?.num_spikes ?? trial.progress?.num_spikes ?? null;
 const lossOf = (trial: TrialRead): number | null => trial.summary?.final_loss ?? trial.progress?.loss ?? null;
 
-function columns({ parameters, objective, baselineId, selection, onToggle }: Props): Column<TrialRow>[] {
+function columns({ rows, parameters, objective, baselineId, selection, onToggle }: Props): Column<TrialRow>[] {
   const dense = ({ trial }: TrialRow): boolean => maxViolation(trial) === null && lossOf(trial) !== null;
   return [
     {
@@ -93,12 +95,15 @@ function columns({ parameters, objective, baselineId, selection, onToggle }: Pro
         id: path,
         name,
         title: path,
-        numeric: true,
-        value: ({ trial }) => {
-          const value = trial.params[path];
-          return typeof value === "number" ? value : value === undefined || value === null ? null : String(value);
+        numeric: rows.every(({ trial }) => trial.params[path] === undefined || typeof trial.params[path] === "number"),
+        value: ({ trial, fixed }) => {
+          const value = trial.params[path] ?? fixed.get(path);
+          return typeof value === "number" ? value : value === undefined || value === null ? null : formatSetting(value);
         },
-        cell: ({ trial }) => (trial.params[path] === undefined ? NONE : formatSetting(trial.params[path])),
+        cell: ({ trial, fixed }) => {
+          if (trial.params[path] !== undefined) return formatSetting(trial.params[path]);
+          return fixed.has(path) ? <span className="muted">{formatSetting(fixed.get(path))}</span> : NONE;
+        },
       }),
     ),
     {

@@ -48,7 +48,8 @@ export function metricName(key: string): string {
 
 /** Name and unit, as on an axis. */
 export function axisName(key: string, catalogue: Catalogue): string {
-  return metricName(key) + unitSuffix(catalogue.get(key)?.unit);
+  const name = metricName(key);
+  return name.includes(" per ") ? name : name + unitSuffix(catalogue.get(key)?.unit);
 }
 
 /** The definition in one sentence, with its source. */
