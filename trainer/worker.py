@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -130,20 +130,20 @@ class _Teller:
 @contextmanager
 def _threads(request: RunRequest) -> Iterator[None]:
     """Use the request's number of threads, and deterministic algorithms on the CPU; put the process back as it was."""
-    num_threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    # Any: the type checker does not see this property of the module's class.
+    fills: Any = torch.utils.deterministic
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory)
     torch.set_num_threads(request.num_threads)
     if not request.use_gpu:
         torch.use_deterministic_algorithms(True)
-        # Costs a pass over every new tensor and serves debugging only.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # Filling costs a pass over every new tensor and serves debugging only.
+        fills.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        fills.fill_uninitialized_memory = before[2]
 
 
 def _world(request: RunRequest) -> World:

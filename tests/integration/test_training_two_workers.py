@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.training import STEP_TOKENS, Finished, exact_columns, request, run_training, train_config
 from trainer.config import TrainConfig
-from trainer.config.run import RunReport
+from trainer.config.run import RunReport, RunRequest
 
 # Without balancing losses: they are means over micro-batches, of which two workers have others than one.
 BALANCING = [{"kind": "loss_free_bias", "update_rate": 0.01}]
@@ -44,12 +44,9 @@ def config(**sections: dict[str, Any]) -> TrainConfig:
     return train_config(**({"num_steps": 10, "model": model} | sections))
 
 
-def run_two(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Finished, list[int], list[list[RunReport]]]:
-    """Runs two workers to their ends; returns the run, exit statuses and the reports of each rank."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f"{folder.name}-scratch")
-    scratch.mkdir(exist_ok=True)
-    (scratch / "request.json").write_text(request(config, folder, num_workers=2, **fields).model_dump_json())
+def start_two(request: RunRequest, scratch: Path) -> tuple[list[subprocess.Popen[bytes]], list[Path]]:
+    """Starts two workers; returns them and the files their reports go to."""
+    (scratch / "request.json").write_text(request.model_dump_json())
     (scratch / "store").unlink(missing_ok=True)
     files = [scratch / f"reports-{rank}" for rank in range(2)]
     for file in files:
@@ -63,9 +60,20 @@ def run_two(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Finished,
         )
         for rank in range(2)
     ]
+    return workers, files
+
+
+def reports_in(file: Path) -> list[RunReport]:
+    return [RunReport.model_validate_json(line) for line in file.read_text().splitlines()]
+
+
+def run_two(config: TrainConfig, folder: Path, **fields: Any) -> tuple[Finished, list[int], list[list[RunReport]]]:
+    """Runs two workers to their ends; returns the run, exit statuses and the reports of each rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    workers, files = start_two(request(config, folder, num_workers=2, **fields), folder.parent)
     for worker in workers:
         worker.communicate(timeout=200)
-    reports = [[RunReport.model_validate_json(line) for line in file.read_text().splitlines()] for file in files]
+    reports = [reports_in(file) for file in files]
     return Finished(folder, reports[0]), [worker.returncode for worker in workers], reports
 
 
@@ -143,3 +151,18 @@ def test_failure_ends_every_worker_and_is_spoken_of(tmp_path: Path):
     for rank in range(2):
         assert (reports[rank][-1].kind, reports[rank][-1].cause) == ("failed", "error")
         assert "loop.global_batch_size=9" in (reports[rank][-1].message or "")
+
+
+def test_worker_that_is_killed_is_no_verdict_on_the_run(tmp_path: Path):
+    """The survivor ends with an error and without a `failed` report: the run is lost and may be tried again."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    long = config(num_steps=2000, loop={"log_every_steps": 1})
+    workers, files = start_two(request(long, folder, num_workers=2), tmp_path)
+    while not (folder / "progress.json").exists():  # both are in the loop; pytest's timeout bounds the wait
+        assert workers[0].poll() is None, workers[0].communicate()
+    workers[1].kill()
+    for worker in workers:
+        worker.communicate(timeout=120)
+    assert workers[0].returncode != 0
+    assert [report.kind for report in reports_in(files[0])] == ["started", "progress"]
