@@ -62,7 +62,9 @@ def study_of(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = spec.sampler if isinstance(spec.sampler, TPESampler) else TPESampler()
-    distributions = {parameter.name: _distribution(parameter.domain) for parameter in parameters(spec)}
+    space = parameters(spec)
+    domains = {parameter.name: parameter.domain for parameter in space}
+    distributions = {name: _distribution(domain) for name, domain in domains.items()}
     with warnings.catch_warnings():
         # `multivariate` and `group` are called experimental by every Optuna so far.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -72,12 +74,12 @@ def study_of(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord
                 seed=derived_seed(spec.seed, number),
                 n_startup_trials=sampler.num_startup_trials,
                 multivariate=sampler.multivariate,
-                group=sampler.multivariate and any(parameter.condition for parameter in parameters(spec)),
+                group=sampler.multivariate and any(parameter.condition for parameter in space),
                 constant_liar=sampler.constant_liar,
             ),
         )
     for trial in _visible(spec, number, history):
-        study.add_trial(_told(spec, trial, distributions))
+        study.add_trial(_told(trial, domains, distributions))
     return study
 
 
@@ -125,11 +127,12 @@ def _suggest(trial: "optuna.Trial", name: str, domain: AnyDomain) -> float:
 
 
 def _told(
-    spec: ExperimentSpec, trial: TrialRecord, distributions: "dict[str, optuna.distributions.BaseDistribution]"
+    trial: TrialRecord,
+    domains: dict[str, AnyDomain],
+    distributions: "dict[str, optuna.distributions.BaseDistribution]",
 ) -> "optuna.trial.FrozenTrial":
     import optuna
 
-    domains = {parameter.name: parameter.domain for parameter in parameters(spec)}
     params = {name: _to_optuna(domains[name], value) for name, value in trial.params.items()}
     known = {name: distributions[name] for name in params}
     at_rungs = {record.tokens: record.value for record in trial.rungs if record.value is not None}

@@ -16,8 +16,8 @@ from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDoma
 from trainer.config import TrainConfig
 from trainer.model.size import memory_estimate
 
-_MAX_TRIES = 300
-"""Configurations that are built in all: about 30 ms."""
+_MAX_TRIES = 150
+"""Configurations that are built in all: about 15 ms."""
 _NUM_DRAWS = 30
 _MAX_DRAWN_VALUES = 2000
 _MAX_PARAMETERS = 200
@@ -28,11 +28,7 @@ _MAX_NESTING = 4
 def check_domains(spec: ExperimentSpec) -> list[SpecProblem]:
     """Problems of domains that hold values which their own field never takes, whatever the rest of the point is."""
     found: list[SpecProblem] = []
-    for path in sorted(spec.space):
-        found += _inner_problems(spec.space[path], ("space", path), 0)
-    if found:
-        return found
-    num_parameters = len(parameters(spec))
+    num_parameters = sum(_num_parameters(domain) for domain in spec.space.values())
     if num_parameters > _MAX_PARAMETERS:
         return [
             SpecProblem(
@@ -43,6 +39,10 @@ def check_domains(spec: ExperimentSpec) -> list[SpecProblem]:
                 allowed=f"at most {_MAX_PARAMETERS}",
             )
         ]
+    for path in sorted(spec.space):
+        found += _inner_problems(spec.space[path], ("space", path), 0)
+    if found:
+        return found
     document = spec.base.model_dump(mode="json")
     num_tries = 0
     for path in sorted(spec.space):
@@ -110,6 +110,17 @@ def _why_not(spec: ExperimentSpec, point: dict[str, Scalar], capacity: Capacity 
     if capacity is not None and (needed := memory_estimate(config).total_gib) > capacity.largest_memory_gib:
         return f"it needs about {needed:.3g} GiB, the largest node has {capacity.largest_memory_gib:.3g} GiB"
     return None
+
+
+def _num_parameters(domain: Any) -> int:
+    """How many parameters a domain (or what stands inside of an option, which may be no valid one) makes."""
+    if isinstance(domain, OptionsDomain):
+        options: Any = domain.options
+    else:
+        options = domain.get("options") if isinstance(domain, dict) else None
+    if not isinstance(options, dict):
+        return 1
+    return 1 + sum(_num_parameters(inner) for value in options.values() for _, inner in inner_domains(value))
 
 
 def _inner_problems(domain: AnyDomain, place: tuple[str, ...], nesting: int) -> list[SpecProblem]:

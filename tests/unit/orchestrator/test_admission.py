@@ -289,7 +289,26 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-PLACES = ["/base", "/base/model", "/base/model/moe", "/base/model/moe/balancing", "/base/data/mixture", "/base/optimizer/lr", "/base/seed", "/base/loop/budget_tokens", "/space", "/space/optimizer.lr", "/space/model.moe", "/baselines", "/sampler", "/scheduler", "/resources", "/num_trials", "/objective", "/name"]
+PLACES = [
+    "/base",
+    "/base/model",
+    "/base/model/moe",
+    "/base/model/moe/balancing",
+    "/base/data/mixture",
+    "/base/optimizer/lr",
+    "/base/seed",
+    "/base/loop/budget_tokens",
+    "/space",
+    "/space/optimizer.lr",
+    "/space/model.moe",
+    "/baselines",
+    "/sampler",
+    "/scheduler",
+    "/resources",
+    "/num_trials",
+    "/objective",
+    "/name",
+]
 places = st.sampled_from(PLACES)
 
 
