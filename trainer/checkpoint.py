@@ -3,66 +3,37 @@
     step-NNNNNNNN/
         model.safetensors       parameters and persistent buffers; tied weights once
         optimizer.safetensors   `<parameter name>/<key>` for every tensor of the optimizer's state
-        state.json              what else a run needs to go on exactly (see `trainer.loop`), and the config
+        state.json              what else a run needs to go on exactly (see `trainer.training`), and the config
         manifest.json           sha256 and size of each of the above, fingerprints, its own sha256
 
 A reader sees a whole checkpoint or none; `verify` reads every byte before a tensor of it is used.
 """
 
-import hashlib
 import json
-import logging
-import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint_manifest import (
+    CHECKPOINTS_FOLDER,
+    MANIFEST_FILE,
+    Manifest,
+    checkpoint_folder,
+    read_manifest,
+    verify_checkpoint,
+    write_manifest,
+)
 from trainer.config import TrainConfig
 from trainer.durable import commit, fsync_path, temporary_name
 from trainer.errors import CheckpointInvalid, ResumeMismatch
 
-logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-CHECKPOINTS_FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint is and consists of.
-
-    Attributes:
-        step, tokens: updates done and tokens trained on.
-        config_fingerprint, data_fingerprint: of the run that wrote it.
-        world_size, num_threads, torch_version: bit-exact resumption holds only where these agree.
-        files: name -> (sha256, size in bytes).
-        sha256: of the manifest file itself.
-    """
-
-    step: int
-    tokens: int
-    config_fingerprint: str
-    data_fingerprint: str
-    world_size: int
-    num_threads: int
-    torch_version: str
-    files: Mapping[str, tuple[str, int]]
-    sha256: str
-
-
-def checkpoint_folder(run_folder: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` is."""
-    return run_folder / CHECKPOINTS_FOLDER / f"step-{step:08d}"
 
 
 def save_checkpoint(
@@ -100,28 +71,29 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     tensors, groups = _optimizer_state(model, optimizer)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model)}, temporary / MODEL)
-    save_file(tensors, temporary / OPTIMIZER)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model)}
+    try:
+        save_file(weights, temporary / MODEL)
+        save_file(tensors, temporary / OPTIMIZER)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(f"could not write {temporary}: {error}") from error
     document = {**state, "config": config.model_dump(mode="json"), "optimizer_groups": groups}
     (temporary / STATE).write_text(json.dumps(document, allow_nan=True), encoding="utf-8")
 
-    content = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "tokens": step * config.step_tokens,
-        "config_fingerprint": config.fingerprint(),
-        "data_fingerprint": data_fingerprint,
-        "world_size": world_size,
-        "num_threads": torch.get_num_threads(),
-        "torch_version": str(torch.__version__),
-        "files": {
-            name: {"sha256": _sha256(temporary / name), "size": (temporary / name).stat().st_size}
-            for name in (MODEL, OPTIMIZER, STATE)
+    write_manifest(
+        temporary,
+        files=(MODEL, OPTIMIZER, STATE),
+        facts={
+            "step": step,
+            "tokens": step * config.step_tokens,
+            "config_fingerprint": config.fingerprint(),
+            "data_fingerprint": data_fingerprint,
+            "world_size": world_size,
+            "num_threads": torch.get_num_threads(),
+            "torch_version": str(torch.__version__),
         },
-    }
-    content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
-    (temporary / MANIFEST).write_bytes(_canonical(content))
-    for name in (MODEL, OPTIMIZER, STATE, MANIFEST):
+    )
+    for name in (MODEL, OPTIMIZER, STATE, MANIFEST_FILE):
         fsync_path(temporary / name)
 
     if path.exists():
@@ -132,42 +104,7 @@ def save_checkpoint(
         shutil.rmtree(replaced)
     else:
         commit(temporary, path)
-    return path, _parse_manifest(path / MANIFEST)
-
-
-def verify_checkpoint(path: Path) -> Manifest:
-    """Return the manifest of a checkpoint after reading and checking every byte of it.
-
-    Raises:
-        CheckpointInvalid: something is missing, added, truncated or altered; the message names the file.
-    """
-    manifest = _parse_manifest(path / MANIFEST)
-    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
-    if present != manifest.files.keys():
-        missing, unknown = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
-        raise CheckpointInvalid(f"{path}: missing files {missing}, unknown files {unknown}; use another checkpoint")
-    for name, (sha256, size) in manifest.files.items():
-        actual = (path / name).stat().st_size
-        if actual != size:
-            raise CheckpointInvalid(f"{path / name} has {actual} bytes, the manifest says {size}; it is truncated")
-        if _sha256(path / name) != sha256:
-            raise CheckpointInvalid(f"{path / name} does not have the checksum of the manifest; it was altered")
-    return manifest
-
-
-def newest_valid_checkpoint(run_folder: Path) -> Path | None:
-    """Return the checkpoint with the highest step that passes `verify_checkpoint`; warn about those that do not."""
-    candidates = [
-        path for path in (run_folder / CHECKPOINTS_FOLDER).glob("step-*") if _STEP_FOLDER.fullmatch(path.name)
-    ]
-    for path in sorted(candidates, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
-        try:
-            verify_checkpoint(path)
-        except CheckpointInvalid as error:
-            logger.warning("skipping a checkpoint: %s", error)
-        else:
-            return path
-    return None
+    return path, read_manifest(path)
 
 
 def load_checkpoint(
@@ -289,47 +226,6 @@ def _check_same_tensors(path: Path, stored: Mapping[str, Tensor], expected: Mapp
                 f"{path}: {name} is {tuple(stored[name].shape)} {stored[name].dtype}, "
                 f"the model has {tuple(tensor.shape)} {tensor.dtype}"
             )
-
-
-def _parse_manifest(path: Path) -> Manifest:
-    try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-        claimed = content.pop("sha256")
-        # Byte for byte what we would write: so no changed byte goes unnoticed, not even white space.
-        if (
-            hashlib.sha256(_canonical(content)).hexdigest() != claimed
-            or _canonical({**content, "sha256": claimed}) != raw
-        ):
-            raise CheckpointInvalid(f"{path} does not have its own checksum; it was altered")
-        if content["format_version"] != FORMAT_VERSION:
-            raise CheckpointInvalid(
-                f"{path} has format version {content['format_version']}, this code reads {FORMAT_VERSION}"
-            )
-        return Manifest(
-            step=content["step"],
-            tokens=content["tokens"],
-            config_fingerprint=content["config_fingerprint"],
-            data_fingerprint=content["data_fingerprint"],
-            world_size=content["world_size"],
-            num_threads=content["num_threads"],
-            torch_version=content["torch_version"],
-            files={name: (entry["sha256"], entry["size"]) for name, entry in content["files"].items()},
-            sha256=hashlib.sha256(raw).hexdigest(),
-        )
-    except FileNotFoundError as error:
-        raise CheckpointInvalid(f"{path} does not exist; the folder is no complete checkpoint") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointInvalid(f"{path} is no manifest: {error}") from error
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, indent=1).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, str]:

@@ -70,7 +70,7 @@ def train(
     # Here and not above: `params` and `data` answer without loading torch.
     import torch
 
-    from trainer.checkpoint import newest_valid_checkpoint
+    from trainer.checkpoint_manifest import newest_valid_checkpoint
     from trainer.data.shards import default_cache_dir
     from trainer.worker import run
 

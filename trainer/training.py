@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from trainer.balancing.build import build_balancers
-from trainer.checkpoint import checkpoint_folder, load_checkpoint, remove_unfinished, save_checkpoint
+from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
+from trainer.checkpoint_manifest import checkpoint_folder
 from trainer.config import TrainConfig
 from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary
 from trainer.environment import write_environment

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.support.training import STEP_TOKENS, Finished, exact_columns, request, run_training, train_config
-from trainer.checkpoint import newest_valid_checkpoint
+from trainer.checkpoint_manifest import newest_valid_checkpoint
 from trainer.config import TrainConfig
 
 NUM_STEPS = 20
