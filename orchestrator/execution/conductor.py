@@ -144,8 +144,10 @@ class Conductor:
             proposed = None if self.spec.synchronous else self._propose()
             if proposed is not None:
                 return self._start(proposed)
-            self._nothing_new = True
-            return Next.WAIT if self._read(lambda work: work.trials.unsettled(self.experiment_id)) else Next.FINISHED
+            if self._read(lambda work: work.trials.unsettled(self.experiment_id)):
+                self._nothing_new = True
+                return Next.WAIT
+            return Next.FINISHED
 
     def report(self, run_id: str, report: RunReport) -> bool:
         """Records what a run says and returns whether it goes on."""

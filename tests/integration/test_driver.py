@@ -1,0 +1,128 @@
+"""A driver and its trials' processes: exact resume after a kill, cancelling, leaving in good order, failing."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState
+from orchestrator.tracking.chunks import columns
+from orchestrator.tracking.series import RunFolder, Source
+from tests.support.services import Installation, wait_until
+from tests.support.sweeps import sweep_document
+from tests.support.training import DIVERGING, STEP_TOKENS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+NUM_STEPS = 400
+LONG = sweep_document(
+    num_trials=1,
+    num_steps=NUM_STEPS,
+    scheduler={"kind": "none"},
+    base={"loop": {"checkpoint_every_tokens": 20 * STEP_TOKENS}},
+)
+"""One trial of some seconds, with a checkpoint every 20 steps."""
+
+
+def source(installation: Installation, experiment_id: str) -> Source:
+    """The experiment's first trial, to read."""
+    with installation.database.read() as work:
+        runs = work.runs.of_trial(work.trials.history(experiment_id)[0].id)
+    return Source(id="", runs=tuple(RunFolder(run.id, installation.root / run.folder) for run in runs))
+
+
+def test_killed_process_of_a_trial_resumes_bit_exactly(installation: Installation) -> None:
+    undisturbed, killed = installation.submit(LONG), installation.submit(LONG)
+    installation.drive(undisturbed)
+
+    driver = installation.start_driver(killed)
+    wait_until(lambda: len(installation.events(killed, "checkpoint.committed")) >= 2, what="two checkpoints")
+    (worker,) = installation.workers()
+    os.kill(worker.pid, signal.SIGKILL)
+    installation.finish(driver, killed)
+
+    with installation.database.read() as work:
+        (trial,) = work.trials.history(killed)
+        runs = work.runs.of_trial(trial.id)
+        (twin,) = work.trials.history(undisturbed)
+    assert [run.state for run in runs] == [RunState.LOST, RunState.COMPLETED]
+    assert trial.num_retries == 1
+    assert runs[1].resumed_from_step is not None
+    assert 40 <= runs[1].resumed_from_step < NUM_STEPS
+    names = ["tokens", "train/loss", "train/balancing_loss", "optimizer/grad_norm"]
+    resumed, reference = (columns(source(installation, id).folders, "scalars", names) for id in (killed, undisturbed))
+    assert resumed["step"].tolist() == list(range(1, NUM_STEPS + 1))
+    for name in names:
+        np.testing.assert_array_equal(resumed[name], reference[name], err_msg=name)
+    assert trial.objective == twin.objective
+    assert weights(installation, killed) == weights(installation, undisturbed)
+
+
+def weights(installation: Installation, experiment_id: str) -> bytes:
+    """The bytes of the model in the trial's last checkpoint."""
+    with installation.database.read() as work:
+        checkpoint = work.checkpoints.newest(work.trials.history(experiment_id)[0].id)
+    assert checkpoint is not None
+    return (installation.root / checkpoint.folder / "model.safetensors").read_bytes()
+
+
+def test_cancel_ends_the_trials_with_a_checkpoint_and_leaves_no_process(installation: Installation) -> None:
+    experiment_id = installation.submit(LONG | {"num_trials": 3, "base": long_base(20_000)})
+    driver = installation.start_driver(experiment_id)
+    wait_until(lambda: installation.events(experiment_id, "checkpoint.committed"), what="a checkpoint")
+    with installation.database.transaction() as work:
+        work.experiments.request_cancel(experiment_id)
+    installation.finish(driver, experiment_id)
+
+    with installation.database.read() as work:
+        assert work.experiments.get(experiment_id).state is ExperimentState.CANCELLED
+        trials = work.trials.history(experiment_id)
+        assert {trial.state for trial in trials} == {TrialState.CANCELLED}
+        states = {run.state for run in work.runs.of_experiment(experiment_id)}
+        assert all(work.checkpoints.newest(trial.id) is not None for trial in trials)
+    assert len(trials) == 2, "no trial is proposed after the cancel"
+    assert states == {RunState.CANCELLED}
+    wait_until(lambda: not installation.workers(), what="the end of the workers")
+
+
+def test_terminated_driver_leaves_its_trials_to_the_next_one(installation: Installation) -> None:
+    experiment_id = installation.submit(LONG | {"max_retries": 0})
+    driver = installation.start_driver(experiment_id)
+    wait_until(lambda: installation.events(experiment_id, "checkpoint.committed"), what="a checkpoint")
+    os.kill(driver.pid, signal.SIGTERM)
+    installation.finish(driver, experiment_id)
+    with installation.database.read() as work:
+        (trial,) = work.trials.history(experiment_id)
+        checkpoint = work.checkpoints.newest(trial.id)
+        assert experiment_id in work.experiments.claimable()
+    assert trial.state is TrialState.RETRYING
+    assert checkpoint is not None
+
+    installation.drive(experiment_id)
+    with installation.database.read() as work:
+        (trial,) = work.trials.history(experiment_id)
+        runs = work.runs.of_trial(trial.id)
+    assert trial.state is TrialState.COMPLETED
+    assert runs[-1].resumed_from_step == checkpoint.step
+
+
+def test_diverging_trial_fails_once_and_says_why(installation: Installation) -> None:
+    document = sweep_document(num_trials=None, sampler={"kind": "grid"}, space={}, num_steps=200, base=DIVERGING)
+    experiment_id = installation.submit(document | {"scheduler": {"kind": "none"}})
+    installation.drive(experiment_id)
+    with installation.database.read() as work:
+        (trial,) = work.trials.history(experiment_id)
+        runs = work.runs.of_trial(trial.id)
+        experiment = work.experiments.get(experiment_id)
+    assert (trial.state, trial.cause) == (TrialState.FAILED, Cause.DIVERGED)
+    assert len(runs) == 1
+    assert experiment.state is ExperimentState.FAILED
+    assert not list(Path(installation.root).glob("**/.*.tmp-*"))
+
+
+def long_base(num_steps: int) -> dict[str, object]:
+    """The base of `LONG` with another number of steps."""
+    document = sweep_document(num_steps=num_steps, base={"loop": {"checkpoint_every_tokens": 20 * STEP_TOKENS}})
+    return document["base"]
