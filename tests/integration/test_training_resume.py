@@ -62,6 +62,17 @@ def test_stop_anywhere_and_go_on_in_the_same_folder(tmp_path: Path, whole: Finis
     assert_same_telemetry(resumed, whole)
 
 
+@pytest.mark.parametrize(("precision", "num_threads"), [("bf16_autocast", 1), ("fp32", 2)])
+def test_other_precisions_and_threads_are_resumed_exactly_too(tmp_path: Path, precision: str, num_threads: int):
+    other = train_config(num_steps=8, precision={"kind": precision})
+    expected = run_training(other, tmp_path / "whole", num_threads=num_threads)
+    stopped = run_training(other, tmp_path / "run", num_threads=num_threads, stop_at_tokens=3 * STEP_TOKENS)
+    assert stopped.last.checkpoint is not None
+    resumed = run_training(other, tmp_path / "run", num_threads=num_threads, resume_from=stopped.last.checkpoint.folder)
+    assert_same_results(resumed, expected)
+    assert_same_telemetry(resumed, expected)
+
+
 def test_going_on_in_another_folder_leaves_the_first_as_it_was(tmp_path: Path, whole: Finished):
     first = run_training(config(), tmp_path / "first", stop_at_tokens=9 * STEP_TOKENS, rung_tokens=RUNGS)
     before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.durable import replace_file
 from trainer.metrics.spikes import SpikeDetector
 
 SPIKES_FILE = "spikes.jsonl"
@@ -136,7 +137,7 @@ class SpikeRecorder:
         still_open = {(event.record["step"], metric) for metric, event in self._open.items()}
         lines = [json.loads(line) for line in _complete_lines(self._path)]
         kept = [line for line in lines if line["step"] <= step and (line["step"], line["metric"]) not in still_open]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def _append(self, event: _OpenEvent) -> None:
         if self._path is None:
