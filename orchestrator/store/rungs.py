@@ -122,10 +122,6 @@ class Rungs(Repository):
         )
         return tuple(sorted(records, key=lambda record: record.sequence))
 
-    def of_experiment(self, experiment_id: str) -> tuple[RungRecord, ...]:
-        """Every arrival of the experiment, by trial number and rung."""
-        return self._records(RungRow.experiment_id == experiment_id)
-
     def of_trials(self, *where: ColumnElement[bool]) -> dict[str, list[RungRecord]]:
         """Arrivals of the trials that `where` (over `trials`) selects: trial id -> ascending rungs."""
         found: dict[str, list[RungRecord]] = defaultdict(list)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 
 from orchestrator.errors import Fenced, IllegalTransition
 from orchestrator.home import run_folder
@@ -170,12 +170,6 @@ class Runs(Repository):
             values={"cause": None if cause is None else cause.value, "finished_at_ms": self._now()},
             note={"cause": cause},
         )
-
-    def count(self, trial_id: str) -> int:
-        """How many runs the trial has had."""
-        return self._connection.execute(
-            select(func.count()).select_from(RunRow).where(RunRow.trial_id == trial_id)
-        ).scalar_one()
 
     def _records(self, *where: ColumnElement[bool]) -> tuple[RunRecord, ...]:
         rows = self._connection.execute(

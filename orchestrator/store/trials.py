@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 
 from orchestrator.errors import IllegalTransition
 from orchestrator.states import Cause, RunState, TrialState, is_terminal
@@ -289,9 +289,3 @@ class Trials(Repository):
             )
             for row in rows
         )
-
-    def count(self, experiment_id: str) -> int:
-        """How many trials the experiment has by now."""
-        return self._connection.execute(
-            select(func.count()).select_from(TrialRow).where(TrialRow.experiment_id == experiment_id)
-        ).scalar_one()
