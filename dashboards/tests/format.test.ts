@@ -58,9 +58,10 @@ describe("formatSigned", () => {
 });
 
 describe("times", () => {
-  test("durations take their two largest units", () => {
+  test("durations are as exact as they are short", () => {
     expect(formatDuration(4.25)).toBe("4.3 s");
     expect(formatDuration(59.7)).toBe("1 min 0 s");
+    expect(formatDuration(15 * 60 + 59)).toBe("16 min");
     expect(formatDuration(3 * 3600 + 61)).toBe("3 h 1 min");
     expect(formatDuration(null)).toBe("\u2014");
   });

@@ -19,6 +19,10 @@ test("parameters that are the same everywhere are no columns, those only some tr
   expect(trialLabel(search(1, { "optimizer.lr": 0.1 }), parameters)).toBe("trial 1 \u00b7 lr=0.1");
 });
 
+test("the first trial shows all that was proposed for it", () => {
+  expect(differingParameters([search(1, { "optimizer.lr": 0.1 })]).map(({ name }) => name)).toEqual(["lr"]);
+});
+
 test("a baseline has the values of the base, but for what it sets", () => {
   const spec = { base: { model: { moe: { top_k: 2 } }, optimizer: { lr: 0.01 } }, baselines: [{ name: "dense", set: { "model.moe": null } }] };
   const settings = baselineSettings(spec as never, { number: 0, kind: "baseline", label: "dense" });

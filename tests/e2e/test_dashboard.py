@@ -133,6 +133,22 @@ def test_a_diverged_trial_says_why_it_failed(page: Page, url: str, home: SeededH
     assert complaints.items == []
 
 
+def test_spikes_are_listed_and_marked(page: Page, url: str, home: SeededHome, complaints: Complaints) -> None:
+    sign_in(page, url, home.token)
+    page.goto(f"{url}/e/{home.running}")
+    page.get_by_role("link", name="trial 0").click()
+    panel = page.get_by_role("region", name="Spikes")
+    trial = page.url.rsplit("/", 1)[-1]
+    spikes = page.request.get(f"{url}/v1/trials/{trial}/spikes").json()["items"]
+    assert spikes, "the run without clipping had no spike: choose a higher learning rate for it"
+    expect(panel.locator("tbody tr")).to_have_count(len(spikes))
+    expect(panel.locator("tbody tr").first).to_contain_text(str(spikes[0]["step"]))
+    panel.get_by_role("button", name="Curves").first.click()
+    expect(page).to_have_url(re.compile(rf"xr=\d+\.\.\d+&step={spikes[0]['step']}"))
+    expect(page.get_by_role("button", name="zoomed: show all").first).to_be_visible()
+    assert complaints.items == []
+
+
 def test_a_dense_trial_has_no_empty_router_pictures(
     page: Page, url: str, home: SeededHome, complaints: Complaints
 ) -> None:
@@ -165,7 +181,7 @@ def test_a_page_that_loses_the_api_says_so_and_recovers(page: Page, url: str, ho
     expect(page.get_by_text("live", exact=True)).to_be_visible()
     page.context.set_offline(True)
     expect(page.get_by_text(re.compile("stale, last update")).first).to_be_visible()
-    expect(page.get_by_role("heading", name="still running")).to_be_visible()
+    expect(page.get_by_role("heading", name="without clipping")).to_be_visible()
     page.context.set_offline(False)
     expect(page.get_by_text("live", exact=True)).to_be_visible()
 
@@ -214,9 +230,9 @@ def test_no_page_is_wider_than_the_window(browser: Browser, url: str, home: Seed
 
 def test_cancelling_asks_first(page: Page, url: str, home: SeededHome, complaints: Complaints) -> None:
     sign_in(page, url, home.token)
-    row = page.get_by_role("table", name="Experiments").locator("tbody tr", has_text="still running")
+    row = page.get_by_role("table", name="Experiments").locator("tbody tr", has_text="without clipping")
     row.get_by_role("button", name="Cancel").click()
-    dialog = page.get_by_role("dialog", name="Cancel still running?")
+    dialog = page.get_by_role("dialog", name="Cancel without clipping?")
     dialog.get_by_role("button", name="Keep running").click()
     expect(row).to_contain_text("running")
     row.get_by_role("button", name="Cancel").click()

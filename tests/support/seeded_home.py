@@ -118,6 +118,19 @@ def diverging_document(*, num_steps: int) -> dict[str, Any]:
     }
 
 
+def unclipped_document(*, num_steps: int) -> dict[str, Any]:
+    """Two high learning rates without clipping: the gradient norm has spikes."""
+    base = train_document(num_steps=num_steps)
+    base["optimizer"] = {"lr": 0.1, "beta2": 0.99}
+    base["loop"]["max_grad_norm"] = None
+    return {
+        "name": "without clipping",
+        "base": base,
+        "space": {"optimizer.lr": {"choice": [0.1, 0.03]}},
+        "sampler": {"kind": "grid"},
+    }
+
+
 def seed_home(root: Path, *, num_steps: int = 160, num_trials: int = 5) -> SeededHome:
     """Fills the folder `root` with three experiments and returns their ids. About 20 s on one core."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,7 +143,7 @@ def seed_home(root: Path, *, num_steps: int = 160, num_trials: int = 5) -> Seede
             token=ensure_token(token_path(root)),
             diverging=execute(database, root, diverging_document(num_steps=max(24, num_steps // 4))),
             sweep=execute(database, root, sweep_document(num_steps=num_steps, num_trials=num_trials)),
-            running=execute(database, root, {**diverging_document(num_steps=40), "name": "still running"}, most_runs=1),
+            running=execute(database, root, unclipped_document(num_steps=240), most_runs=1),
         )
     finally:
         database.close()

@@ -592,7 +592,7 @@ export interface components {
              *       "beta2": null
              *     }
              */
-            router: components["schemas"]["GroupOverrides"];
+            router: components["schemas"]["RouterOverrides"];
             /**
              * @default {
              *       "lr_scale": 1,
@@ -664,7 +664,7 @@ export interface components {
              *       "beta2": null
              *     }
              */
-            router: components["schemas"]["GroupOverridesInput"];
+            router: components["schemas"]["RouterOverridesInput"];
             /**
              * @default {
              *       "lr_scale": 1,
@@ -2580,6 +2580,60 @@ export interface components {
             last: (number | null)[][];
             /** Max */
             max: (number | null)[][];
+        };
+        /**
+         * RouterOverrides
+         * @description As the others, but routers are not decayed unless asked for: decay pulls their logits towards uniform routing.
+         */
+        RouterOverrides: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default 0
+             */
+            weight_decay: number | null;
+            /**
+             * Beta1
+             * @default null
+             */
+            beta1: number | null;
+            /**
+             * Beta2
+             * @default null
+             */
+            beta2: number | null;
+        };
+        /**
+         * RouterOverrides
+         * @description As the others, but routers are not decayed unless asked for: decay pulls their logits towards uniform routing.
+         */
+        RouterOverridesInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default 0
+             */
+            weight_decay: number | null;
+            /**
+             * Beta1
+             * @default null
+             */
+            beta1: number | null;
+            /**
+             * Beta2
+             * @default null
+             */
+            beta2: number | null;
         };
         /**
          * RouterZLossConfig

@@ -50,6 +50,7 @@ interface Drawn {
   readonly element: HTMLDivElement;
 }
 
+const FEW = 6;
 const NO_MARKS: readonly XMark[] = [];
 const FONT = "12px system-ui, sans-serif";
 
@@ -77,10 +78,9 @@ export function LineChart(props: Props): React.JSX.Element {
 
   const visible = useMemo(() => lines.filter((line) => !hidden.has(line.key)), [lines, hidden]);
   const extent = useMemo(() => zoom ?? xExtent(visible), [visible, zoom]);
-  const focus = useMemo(
-    () => (extent === null ? null : focusRange(visible, extent[0], extent[1], showAll || zoom !== null ? 0 : warmup)),
-    [visible, extent, warmup, showAll, zoom],
-  );
+  // A handful of points is read one by one: none of them is left out.
+  const warm = showAll || zoom !== null || visible.every((line) => line.y.length <= FEW) ? 0 : warmup;
+  const focus = useMemo(() => (extent === null ? null : focusRange(visible, extent[0], extent[1], warm)), [visible, extent, warm]);
   const cut = focus === null || logY ? 0 : focus.above + focus.below;
 
   // What the plot's own callbacks need of the newest props, without building the plot again.

@@ -78,14 +78,15 @@ export function formatPercent(fraction: number | null | undefined, decimals = 0)
   return fraction === null || fraction === undefined ? NONE : `${sign((fraction * 100).toFixed(decimals))}%`;
 }
 
-/** A duration in its two largest units. */
+/** A duration with as many units as it takes to be exact to about 5 %. */
 export function formatDuration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return NONE;
   if (seconds < 10) return `${Number.isInteger(seconds) ? seconds : seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);
-  if (minutes < 60) return `${minutes} min ${whole % 60} s`;
+  if (minutes < 10) return `${minutes} min ${whole % 60} s`;
+  if (minutes < 60) return `${Math.round(whole / 60)} min`;
   const hours = Math.floor(minutes / 60);
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }

@@ -21,7 +21,8 @@ export interface Parameter {
 /** The proposed parameters on which the search trials differ, with the shortest names that tell them apart. */
 export function differingParameters(trials: readonly (Named & { readonly params: Readonly<Record<string, unknown>> })[]): Parameter[] {
   const searched = trials.filter((trial) => trial.kind === "search");
-  const paths = differences(searched.map((trial) => trial.params)).map((row) => row.path);
+  // A single trial differs from nothing yet; what was proposed for it is of interest all the same.
+  const paths = searched.length === 1 ? Object.keys(searched[0]?.params ?? {}) : differences(searched.map((trial) => trial.params)).map((row) => row.path);
   const names = shortNames(paths);
   return paths.map((path) => ({ path, name: names.get(path) ?? path }));
 }

@@ -1,6 +1,6 @@
 /** `/compare?trials=`: which choice is better, by how much, at equal what? What is compared lives in the address. */
 
-import { useEffect, useMemo } from "react";
+import { useEffect, useMemo, useState } from "react";
 import { Link } from "wouter";
 
 import { isLive, useCatalog, useEvaluationLists, useNewestLoads, useSeries, useTrialDetails } from "../api/queries";
@@ -35,6 +35,7 @@ function NothingChosen(): React.JSX.Element {
 export function Compare(): React.JSX.Element {
   const [params, change] = useAddress();
   const ids = useMemo(() => idList(params.get("trials")).slice(0, MOST), [params]);
+  const [strong, setStrong] = useState<string | null>(null);
   const x = oneOf(["tokens", "step", "flops"] as const, params.get("x"), "tokens");
   const zoom = numberRange(params.get("xr"));
   const answers = useTrialDetails(ids);
@@ -56,7 +57,7 @@ export function Compare(): React.JSX.Element {
 
   const parameters = differingParameters(found);
   const compared: Compared[] = found.map((trial, slot) => ({ trial, name: trialName(trial), slot, end: endMark(trial.state) }));
-  const curves: Curve[] = compared.map(({ trial, slot, end }) => ({ trialId: trial.id, label: trialLabel(trial, parameters, 3), slot, end }));
+  const curves: Curve[] = compared.map(({ trial, name, slot, end }) => ({ trialId: trial.id, label: name, slot, end }));
   const baselineId = found.find((trial) => trial.id === params.get("base"))?.id ?? found.find((trial) => trial.kind === "baseline")?.id ?? found[0]?.id ?? "";
   const remove = (id: string): void => {
     const rest = ids.filter((other) => other !== id);
@@ -65,7 +66,7 @@ export function Compare(): React.JSX.Element {
   };
   const onZoom = (range: readonly [number, number] | null): void => change({ xr: writeRange(range) });
   const failed = answers.flatMap((answer, index) => (answer.error === null || answer.data !== undefined ? [] : [{ id: ids[index] ?? "", error: answer.error }]));
-  const shared = { answer: series, catalogue, curves, zoom, onZoom, syncKey: "compare", warmup: 0.12 } as const;
+  const shared = { answer: series, catalogue, curves, zoom, onZoom, syncKey: "compare", warmup: 0.12, strong } as const;
   return (
     <>
       <Crumbs crumbs={[{ name: "Experiments", href: "/" }, { name: "Compare" }]} />
@@ -93,7 +94,7 @@ export function Compare(): React.JSX.Element {
         <>
           <ul className="chosen-trials">
             {compared.map(({ trial, slot }) => (
-              <li key={trial.id}>
+              <li key={trial.id} onMouseEnter={() => setStrong(trial.id)} onMouseLeave={() => setStrong(null)}>
                 <Swatch slot={slot} />
                 <Link href={`/t/${trial.id}`}>{trialLabel(trial, parameters, 4)}</Link>
                 <StateBadge state={trial.state} cause={trial.cause ?? null} reason={trial.reason} />

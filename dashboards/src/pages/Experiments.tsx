@@ -188,7 +188,7 @@ export function Experiments(): React.JSX.Element {
       </div>
       <Panel
         title="All experiments, newest first"
-        hint={names.length === 1 && names[0] !== undefined ? `Best is that of the completed trials of the search, by ${names[0]}. One seed each: noise is unknown.` : undefined}
+        hint={names.length === 1 && names[0] !== undefined ? `Best is that of the completed trials of the search, by ${names[0]}. A small difference may be seed noise; the experiment's page says what is known of it.` : undefined}
         answer={answer}
         height={300}
         empty={(page) => (page.items.length === 0 ? <NothingYet /> : rows.length === 0 ? `No experiment on this page matches "${query}".` : null)}

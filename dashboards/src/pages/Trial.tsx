@@ -1,6 +1,6 @@
 /** `/t/:id`: is this trial healthy; if not, when, where, and what came first? */
 
-import { useEffect, useMemo } from "react";
+import { useEffect, useMemo, useRef } from "react";
 
 import { isLive, useCatalog, useEvaluations, useExperiment, useLoadHistory, useRouter, useRuns, useSeries, useSpikes, useTrial } from "../api/queries";
 import type { XMark } from "../charts/marks";
@@ -30,6 +30,9 @@ import type { Schemas } from "../api/client";
 
 const ROUTER_KEYS = ROUTER_METRICS.map((metric) => metric.key);
 
+// What is shown on each side of a spike: its recovery and what led to it, at a width where single steps can be told.
+const AROUND_STEPS = 60;
+
 function factsOf(trial: Schemas["TrialDetail"]): Fact[] {
   const { progress, summary } = trial;
   const violation = summary?.worst_max_violation ?? progress?.max_violation ?? null;
@@ -48,6 +51,7 @@ function factsOf(trial: Schemas["TrialDetail"]): Fact[] {
     { name: "Training loss", value: formatFixed(summary?.final_loss ?? progress?.loss, 3), note: "nats/token" },
     { name: "Held-out", value: formatFixed(trial.objective ?? progress?.bits_per_byte, 3), note: "bits/byte" },
     ...router,
+    { name: "Spikes", value: summary?.num_spikes ?? progress?.num_spikes ?? NONE },
     { name: "Speed", value: formatCount(summary?.tokens_per_s ?? progress?.tokens_per_s), note: "tokens/s" },
     ...(summary === null ? [] : [{ name: "Parameters", value: formatCount(summary.active_parameters), note: `active, ${formatCount(summary.total_parameters)} in all` }]),
     ...(isLive(trial.state) ? [{ name: "Time left", value: progress?.eta_s == null ? NONE : formatDuration(Math.round(progress.eta_s)) }] : summary === null ? [] : [{ name: "Took", value: formatDuration(summary.training_duration_s), note: "training" }]),
@@ -78,6 +82,11 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
   const curves = useMemo<Curve[]>(() => (trial.data === undefined ? [] : [{ trialId: id, label: trialName(trial.data), slot: 0, end: endMark(trial.data.state) }]), [id, trial.data]);
   const onZoom = (range: readonly [number, number] | null): void => change({ xr: writeRange(range) });
   const onStep = (to: number | null): void => change({ step: to === null ? null : String(to) });
+  const curvesPlace = useRef<HTMLDivElement>(null);
+  const onAround = (to: number): void => {
+    change({ xr: writeRange([Math.max(0, to - AROUND_STEPS), to + AROUND_STEPS]), step: String(to) });
+    curvesPlace.current?.scrollIntoView({ block: "start" });
+  };
   useKeys({ " ": (event) => event.target === document.body && (event.preventDefault(), toggleSelected(id)), Escape: () => onZoom(null) });
   const title = trial.data === undefined ? null : trialName(trial.data);
   useEffect(() => {
@@ -130,7 +139,7 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
         </ul>
       )}
       <Facts facts={factsOf(data)} />
-      <div className="grid-loss">
+      <div className="grid-loss" ref={curvesPlace}>
         <CurvesPanel {...shared} title="Training loss" metric="train/loss" warmup={0.08} height={320} emptyText={noSteps} />
         <div className="stack">
           <CurvesPanel {...shared} title="Gradient norm" metric="optimizer/grad_norm" warmup={0.08} height={150} emptyText={noSteps} className="compact" compact />
@@ -164,7 +173,7 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
           <Empty>{data.config === null ? "This trial never had a model." : "This model is dense: it has no router and no experts."}</Empty>
         </Frame>
       )}
-      <SpikesPanel answer={spikes} onStep={onStep} />
+      <SpikesPanel answer={spikes} onStep={onStep} onAround={onAround} />
       <div className="grid-2">
         <DomainsPanel answer={evaluations} />
         <div className="stack">

@@ -88,13 +88,13 @@ function LayerTime({ grid, metric, layerKinds, catalogue, step, onStep }: Props 
           scale={scale}
           rowLabels={labels}
           strongRow={worst?.layer ?? null}
-          columnTicks={ticks.map((column) => ({ column, label: shortCount(grid.grid[column] ?? 0) }))}
+          columnTicks={ticks.map((column) => ({ column, label: shortCount(Math.round(grid.grid[column] ?? 0)) }))}
           columnName="step"
           markedColumn={step === null ? null : nearestIndex(grid.grid, step)}
           summary={`${metric.name} by layer and step. ${named}`}
           describe={(row, column) => {
             const value = values[row * columns + column] ?? Number.NaN;
-            const place = `layer ${row}, step ${formatNumber(grid.grid[column], 6)}`;
+            const place = `layer ${row}, step ${Math.round(grid.grid[column] ?? 0)}`;
             if (layerKinds[row] === "dense") return `layer ${row} is dense: it has no router`;
             return Number.isNaN(value) ? `${place}: not recorded` : `${place}: ${metric.name} ${formatNumber(value)}${unitSuffix(unit)} (click: experts at this step)`;
           }}

@@ -61,7 +61,9 @@ function Ranking({ comparison }: { readonly comparison: Schemas["Comparison"] })
             return (
               <li key={row.trial_id} className={mine ? "baseline" : ""}>
                 <span className="ranking-rank">{row.rank}</span>
-                <span className="ranking-name">{trialName(row)}</span>
+                <span className="ranking-name" title={trialName(row)}>
+                  {trialName(row)}
+                </span>
                 <span className="ranking-track" aria-hidden="true">
                   <span className="ranking-dot" style={{ left: `${shareOf(row.objective ?? 0, values) * 100}%` }} />
                 </span>

@@ -17,12 +17,19 @@ export function layerAtSpike(spike: Spike): { readonly layer: number; readonly b
   return { layer: worst.layer, before: of(spike.router_before), at: worst.max_violation, after: of(spike.router_after) };
 }
 
-interface Props {
-  readonly answer: Answer<Schemas["SpikeList"]>;
-  readonly onStep: (step: number) => void;
+function stepsInWords(count: number): string {
+  return count === 1 ? "after 1 step" : `after ${count} steps`;
 }
 
-export function SpikesPanel({ answer, onStep }: Props): React.JSX.Element {
+interface Props {
+  readonly answer: Answer<Schemas["SpikeList"]>;
+  /** Shows the experts at the step. */
+  readonly onStep: (step: number) => void;
+  /** Shows the curves around the step. */
+  readonly onAround: (step: number) => void;
+}
+
+export function SpikesPanel({ answer, onStep, onAround }: Props): React.JSX.Element {
   return (
     <Panel
       title="Spikes"
@@ -63,7 +70,7 @@ export function SpikesPanel({ answer, onStep }: Props): React.JSX.Element {
                     <td>{metricName(spike.metric)}</td>
                     <td className="num">{formatSigned(spike.size)}</td>
                     <td className="num">{formatNumber(spike.z, 3)}</td>
-                    <td className="num">{spike.recovered_step === null ? "not yet" : `after ${spike.recovered_step - spike.step} steps`}</td>
+                    <td className="num">{spike.recovered_step === null ? "not yet" : stepsInWords(spike.recovered_step - spike.step)}</td>
                     <td className="num">{formatNumber(spike.lr, 3)}</td>
                     <td className="num">{formatNumber(spike.grad_norm, 3)}</td>
                     <td>
@@ -76,7 +83,10 @@ export function SpikesPanel({ answer, onStep }: Props): React.JSX.Element {
                       )}
                     </td>
                     <td className="num" title={spike.document_ids.join("\n")}>{formatRange(spike.sample_indices[0], spike.sample_indices[1])}</td>
-                    <td>
+                    <td className="nowrap">
+                      <button type="button" className="quiet-button" onClick={() => onAround(spike.step)}>
+                        Curves
+                      </button>{" "}
                       <button type="button" className="quiet-button" onClick={() => onStep(spike.step)}>
                         Experts
                       </button>
