@@ -5,10 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -19,10 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from api.client import Client
-    from api.supervisor import Supervisor
     from trainer.errors import EvenloadError
-
-INTERRUPTED = 130
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
 
@@ -47,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     except EvenloadError as error:
         _fail(error)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _fail(error: "EvenloadError") -> NoReturn:
@@ -79,6 +73,12 @@ def _client() -> "Client":
     return Client()
 
 
+def _url_of_home(root: Path) -> str:
+    from api.address import DEFAULT_URL, known_address
+
+    return known_address(root) or DEFAULT_URL
+
+
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
@@ -93,6 +93,7 @@ def _print_json(value: Any) -> None:
 @click.option("--no-token", is_flag=True, help="No authentication; only on a loopback address.")
 def up(host: str, port: int, allow_host: tuple[str, ...], no_token: bool) -> None:
     """Start (or carry on) everything; Ctrl-C or `evenload down` stops it."""
+    from api.foreground import await_ready, running, say_addresses
     from api.supervisor import AlreadyUp, Supervisor, exclusive
     from orchestrator import home
 
@@ -101,16 +102,18 @@ def up(host: str, port: int, allow_host: tuple[str, ...], no_token: bool) -> Non
     try:
         with exclusive(root):
             supervisor = Supervisor(root=root, host=host, port=port, allowed_hosts=allow_host, no_token=no_token)
-            with _running(supervisor, console):
-                _say_addresses(console, root)
+            with running(supervisor, console) as course:
+                course.is_done = True
+                say_addresses(console, root, supervisor.url)
                 console.print("Stop with Ctrl-C or `evenload down`.")
                 while True:
                     supervisor.check()
                     time.sleep(0.5)
     except AlreadyUp:
         console.print("evenload is up already.")
-        _await_ready(None, console)
-        _say_addresses(console, root)
+        url = _url_of_home(root)
+        await_ready(console, url)
+        say_addresses(console, root, url)
         console.print("Stop it with `evenload down`.")
 
 
@@ -130,115 +133,31 @@ def down() -> None:
 def demo(exit_: bool, port: int, spec: Path | None) -> None:
     """Start everything, run a real sweep on real text, print the comparison."""
     from api.demo import SPEC
+    from api.foreground import await_ready, demonstrate, running
     from api.supervisor import CHECKOUT, AlreadyUp, Supervisor, exclusive
     from orchestrator import home
 
     root = home.home()
     console = _console()
     spec = spec or CHECKOUT / SPEC
+    is_well = False
     try:
         with exclusive(root):
             supervisor = Supervisor(root=root, port=port)
-            with _running(supervisor, console):
-                is_well = _demonstrate(console, root, spec, supervisor)
+            with running(supervisor, console) as course:
+                is_well = demonstrate(console, root, spec, supervisor.url, keep_up=supervisor.check)
+                course.is_done = True
                 if not exit_:
                     console.print("Stop with Ctrl-C or `evenload down`.")
                 while not exit_:
                     supervisor.check()
                     time.sleep(0.5)
     except AlreadyUp:
-        _await_ready(None, console)
-        is_well = _demonstrate(console, root, spec, None)
+        url = _url_of_home(root)
+        await_ready(console, url)
+        is_well = demonstrate(console, root, spec, url)
         console.print("evenload was up before the demo and stays up; stop it with `evenload down`.")
     sys.exit(0 if is_well else 1)
-
-
-def _demonstrate(console: "Console", root: Path, spec: Path, supervisor: "Supervisor | None") -> bool:
-    from api.demo import follow, show_result, submit, went_well
-
-    with _client() as client:
-        experiment, goes_on = submit(client, root, spec)
-        verb = "Carrying on with" if goes_on else "Submitted"
-        console.print(f"{verb} experiment {experiment.id} ({experiment.name}) from {spec}.", soft_wrap=True)
-        experiment = follow(
-            client, console, experiment.id, tick=supervisor.check if supervisor is not None else lambda: None
-        )
-        show_result(client, console, experiment.id)
-        console.print()
-        _say_addresses(console, root, experiment_id=experiment.id)
-        if not went_well(experiment):
-            console.print(f"The experiment is {experiment.state}: {experiment.reason or 'see the trials above'}.")
-        return went_well(experiment)
-
-
-class _Stop(BaseException):
-    """A signal asked for the end."""
-
-
-@contextmanager
-def _running(supervisor: "Supervisor", console: "Console") -> Iterator[None]:
-    """Starts the services, waits until they are ready, and stops them at the end, whatever ends it."""
-    from api.supervisor import StartFailed
-
-    def stop(signum: int, _: FrameType | None) -> None:
-        raise _Stop(signum)
-
-    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    status, problem = 0, None
-    try:
-        supervisor.start()
-        _await_ready(supervisor, console)
-        yield
-    except _Stop as asked:
-        status = INTERRUPTED if asked.args[0] == signal.SIGINT else 0
-    except StartFailed as error:
-        status, problem = 1, str(error)
-    finally:
-        # From here on a second Ctrl-C ends the waiting, not the stopping.
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
-        console.print("Stopping ...")
-        if not supervisor.stop():
-            console.print("Something did not end by itself and was killed; nothing recorded is lost.")
-        console.print("Everything is stopped; the same command carries on where it was.")
-        for name, handler in before.items():
-            signal.signal(name, handler)
-    if problem is not None:
-        click.echo(f"evenload: {problem}", err=True)
-    if status:
-        sys.exit(status)
-
-
-def _await_ready(supervisor: "Supervisor | None", console: "Console") -> None:
-    from api.supervisor import wait_until_ready
-
-    started = time.monotonic()
-    if console.is_terminal:
-        with console.status("Starting ...") as status:
-            for waiting in wait_until_ready(supervisor):
-                status.update(f"Waiting for {waiting} ... {time.monotonic() - started:.0f} s")
-    else:
-        said = ""
-        for waiting in wait_until_ready(supervisor):
-            if waiting != said:
-                console.print(f"Waiting for {waiting} ...")
-                said = waiting
-    console.print(f"Ready after {time.monotonic() - started:.1f} s.")
-
-
-def _say_addresses(console: "Console", root: Path, *, experiment_id: str | None = None) -> None:
-    from orchestrator import home
-
-    with _client() as client:
-        services = {service.name: service for service in client.services().items}
-    token_file = home.token_path(root)
-    token = f"?token={token_file.read_text().strip()}" if token_file.exists() else ""
-    page = "" if experiment_id is None else f"e/{experiment_id}"
-    console.print(f"Dashboard  {client.url}/{page}{token}", soft_wrap=True)
-    mlflow = services.get("mlflow")
-    if mlflow is not None and mlflow.url:
-        console.print(f"MLflow     {mlflow.url}", soft_wrap=True)
-    console.print(f"Home       {root}", soft_wrap=True)
 
 
 # Experiments
@@ -387,7 +306,6 @@ def cancel(experiment_id: str, json_: bool) -> None:
 @click.option("--new", is_flag=True, help="Replace the token; counts from the next start of the API.")
 def token(new: bool) -> None:
     """Print the API's token and the dashboard's address with it."""
-    from api.address import DEFAULT_URL, known_address
     from api.auth import ensure_token, replace_token
     from orchestrator import home
 
@@ -395,7 +313,7 @@ def token(new: bool) -> None:
     path = home.token_path(root)
     text = replace_token(path) if new else ensure_token(path)
     click.echo(text)
-    click.echo(f"{known_address(root) or DEFAULT_URL}/?token={text}", err=True)
+    click.echo(f"{_url_of_home(root)}/?token={text}", err=True)
 
 
 # Without any service

@@ -46,10 +46,13 @@ class Settings:
     @property
     def url(self) -> str:
         """Where clients on this machine reach the server."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return (
-            f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
-        )
+        return url_of(self.host, self.port)
+
+
+def url_of(host: str, port: int) -> str:
+    """Where clients on this machine reach a server that listens on `host` and `port`."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host).strip("[]")
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def is_loopback(host: str) -> bool:

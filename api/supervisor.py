@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import IO
 
 from api.errors import ServerUnreachable
-from api.settings import is_loopback
+from api.settings import is_loopback, url_of
 from orchestrator import home
+from trainer.errors import EvenloadError
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +34,16 @@ STABLE_S = 60.0
 """A child that ran for so long is restarted as often as it takes."""
 
 
-class AlreadyUp(Exception):
+class AlreadyUp(EvenloadError):
     """Another supervisor of this home runs."""
 
 
-class StartFailed(Exception):
+class StartFailed(EvenloadError):
     """A service could not be started or did not stay up."""
+
+
+class StopFailed(EvenloadError):
+    """A supervisor that was asked to stop is still there."""
 
 
 def child_environment() -> dict[str, str]:
@@ -75,7 +80,7 @@ def running_supervisor(root: Path) -> int | None:
 def stop_running(root: Path, *, deadline_s: float = STOP_DEADLINE_S + 15) -> bool:
     """Stops the supervisor of the home `root` and waits until it is gone.
 
-    Returns False if none runs; raises TimeoutError if it is still there after `deadline_s`.
+    Returns False if none runs; raises StopFailed if it is still there after `deadline_s`.
     """
     pid = running_supervisor(root)
     if pid is None:
@@ -84,7 +89,7 @@ def stop_running(root: Path, *, deadline_s: float = STOP_DEADLINE_S + 15) -> boo
     deadline = time.monotonic() + deadline_s
     while running_supervisor(root) is not None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"process {pid} has not stopped within {deadline_s:g} s")
+            raise StopFailed(f"process {pid} has not stopped within {deadline_s:g} s; its logs are in {root / 'logs'}")
         time.sleep(0.1)
     return True
 
@@ -146,6 +151,11 @@ class Supervisor:
     allowed_hosts: tuple[str, ...] = ()
     no_token: bool = False
     children: list[Child] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where the API is reached from this machine."""
+        return url_of(self.host, self.port)
 
     def start(self) -> None:
         """Starts both children; raises StartFailed if the port is taken."""
@@ -216,8 +226,8 @@ class Supervisor:
                 ) from error
 
 
-def wait_until_ready(supervisor: Supervisor | None, *, timeout_s: float = 180.0) -> Iterator[str]:
-    """Yields what is being waited for, in words, until everything is ready. The services of `supervisor` are kept up.
+def wait_until_ready(url: str, *, supervisor: Supervisor | None = None, timeout_s: float = 180.0) -> Iterator[str]:
+    """Yields what is being waited for, in words, until everything at `url` is ready; keeps `supervisor`'s services up.
 
     Raises:
         StartFailed: a service does not stay up, or not everything is ready within `timeout_s`.
@@ -226,12 +236,11 @@ def wait_until_ready(supervisor: Supervisor | None, *, timeout_s: float = 180.0)
 
     deadline = time.monotonic() + timeout_s
     waiting = "api"
-    url = None if supervisor is None else f"http://127.0.0.1:{supervisor.port}"
     while True:
         if supervisor is not None:
             supervisor.check()
         try:
-            with Client(url=url, token="") as client:
+            with Client(url=url) as client:
                 readiness = client.readiness()
             open_services = [service for service in readiness.services if service.state != "ready"]
             if not open_services:

@@ -196,6 +196,6 @@ def test_killed_outright_it_leaves_nothing_and_carries_on(tmp_path: Path) -> Non
                 series = client.series(["train/loss"], trials=[trial.id], points=1000)
                 assert series.grid == list(range(1, 801))  # every step once, from whichever run
         finally:
-            assert labs.end(process) in (0, 130)
+            assert labs.end(process) == 0
         labs.wait_until_gone(home)
         assert subprocess.run(labs.command("down"), env=labs.environment(home), check=False).returncode == 0

@@ -59,5 +59,6 @@ def test_an_interrupted_demo_carries_on_and_a_finished_one_starts_anew(home: Pat
     output = labs.wait_for_output(home, process, "Submitted experiment")
     assert experiment_id not in output
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "Traceback" not in home.with_suffix(".out").read_text()
     labs.wait_until_gone(home)

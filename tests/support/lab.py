@@ -46,7 +46,7 @@ def environment(home: Path) -> dict[str, str]:
 
 def command(*arguments: str) -> list[str]:
     """The command line as `evenload` would be, from this checkout."""
-    return [sys.executable, "-m", "api.cli", *arguments]
+    return [sys.executable, "-P", "-m", "api.cli", *arguments]
 
 
 def evenload(home: Path, *arguments: str, timeout_s: float = 120.0) -> "subprocess.CompletedProcess[str]":
