@@ -118,11 +118,19 @@ class Daemon:
         self._services = Services(self._database, root, num_cpus=num_cpus)
         self._launches: dict[str, _Launches] = {}
         self._beaten_at = 0.0
+        self._warm_up: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
-        """Reports for duty and takes over what is running."""
+        """Reports for duty, takes over what is running, and has the corpora tokenised while Ray starts."""
         self._report("starting")
         self._services.adopt()
+        # A trial would do it itself, if it is faster; then it is waited for by the first trials instead of nobody.
+        self._warm_up = processes.start_module(
+            "trainer",
+            ["data", "--build-cache", "--cache", str(layout.token_cache_folder(self._root))],
+            log=layout.logs_folder(self._root) / "tokenise.log",
+            environment=processes.child_environment({"EVENLOAD_HOME": str(self._root)}),
+        )
 
     def step(self) -> None:
         """One round: look, plan, act. What fails is logged and comes up again in the next round."""
@@ -140,19 +148,18 @@ class Daemon:
 
     def finish(self, at_once: threading.Event) -> None:
         """Stops drivers with a checkpoint, then the services. Experiments carry on when a daemon starts again."""
-        drivers = {
-            experiment_id: identity
-            for experiment_id in self._driver_ids()
-            if (identity := self._driver(experiment_id)) is not None and processes.is_alive(identity)
-        }
-        for identity in drivers.values():
+        drivers = self._live_drivers()
+        for identity in drivers:
             os.kill(identity.pid, signal.SIGTERM)
         deadline = time.monotonic() + _DRIVER_GRACE_S
-        while any(map(self._is_alive, drivers.values())) and time.monotonic() < deadline and not at_once.is_set():
+        while any(map(processes.is_alive, drivers)) and time.monotonic() < deadline and not at_once.is_set():
             self._reap()
             time.sleep(0.1)
-        for identity in drivers.values():
+        for identity in drivers:
             processes.end_session(identity, grace_s=0)
+        if self._warm_up is not None and self._warm_up.poll() is None:
+            self._warm_up.kill()
+            self._warm_up.wait()
         self._reap()
         self._services.finish()
         self._report("stopped")
@@ -245,17 +252,23 @@ class Daemon:
             return None
         return ProcessIdentity(said["pid"], said["started_at_s"])
 
-    def _driver_ids(self) -> Iterator[str]:
+    def _live_drivers(self) -> set[ProcessIdentity]:
+        """Every driver on this host: those that said so, and those that were launched and have not yet."""
         folder = self._root / "experiments"
-        return (path.name for path in folder.iterdir()) if folder.is_dir() else iter(())
-
-    def _is_alive(self, identity: ProcessIdentity) -> bool:
-        return processes.is_alive(identity)
+        said = [self._driver(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        launched = [
+            processes.identify(launches.child.pid)
+            for launches in self._launches.values()
+            if launches.child is not None and launches.child.poll() is None
+        ]
+        return {identity for identity in (*said, *launched) if identity is not None and processes.is_alive(identity)}
 
     def _reap(self) -> None:
         for launches in self._launches.values():
             if launches.child is not None and launches.child.poll() is not None:
                 launches.child = None
+        if self._warm_up is not None and self._warm_up.poll() is not None:
+            self._warm_up = None
 
     def _report(self, state: str) -> None:
         self._database.run(lambda work: work.services.report("orchestrator", state=state, pid=os.getpid(), detail={}))

@@ -115,7 +115,9 @@ class Service:
 
     def report(self, database: Database, *, beat: bool) -> None:
         """Writes the service's row if it has changed, else only its heartbeat if `beat`."""
-        state = "ready" if self.is_ready else "starting" if self.identity else "failed"
+        # Before its first start it waits for its turn.
+        is_starting = self.identity is not None or self._num_failures == 0
+        state = "ready" if self.is_ready else "starting" if is_starting else "failed"
         pid = None if self.identity is None else self.identity.pid
         now = (state, self.url, pid)
         if now != self._reported:

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -38,6 +39,9 @@ ENVIRONMENT = {
     # The new output engine prints tables into the log.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+_MAX_PROBLEM_LENGTH = 500
 
 
 def run_all(conductor: Conductor, *, resources: Resources, max_concurrent: int) -> None:
@@ -82,6 +86,7 @@ class RunSearcher(Searcher):
         super().__init__()
         self.conductor: Conductor | None = conductor
         self._runs: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next run, None to be asked again, FINISHED when there will be no more."""
@@ -96,10 +101,15 @@ class RunSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a run: it ended, was stopped, or its process was lost."""
-        self._conductor().ended(self._runs.pop(trial_id), "its process was lost" if error else None)
+        problem = self._problems.pop(trial_id, "") if error else None
+        self._conductor().ended(self._runs.pop(trial_id), None if problem is None else f"process lost: {problem}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reports are taken by the scheduler, which can answer them."""
+
+    def note(self, trial_id: str, problem: str) -> None:
+        """Remembers what Tune says about a run's process, until it says that the run is over."""
+        self._problems[trial_id] = problem
 
     def run_of(self, trial_id: str) -> str:
         """The run behind a Tune trial."""
@@ -133,6 +143,18 @@ class RunScheduler(FIFOScheduler):
         report = RunReport.model_validate_json(result["report"])
         goes_on = conductor.report(self._searcher.run_of(trial.trial_id), report)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """The process of a run is gone, or raised what it is not meant to report itself."""
+        self._searcher.note(trial.trial_id, _last_line(trial.error_file))
+
+
+def _last_line(error_file: str | None) -> str:
+    """What went wrong, from the traceback that Tune wrote."""
+    if error_file is None or not Path(error_file).exists():
+        return "no details"
+    lines = [line.strip() for line in Path(error_file).read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:_MAX_PROBLEM_LENGTH] if lines else "no details"
 
 
 def run_here(config: dict[str, Any]) -> None:

@@ -61,6 +61,8 @@ class Forwarder:
     """
 
     def __init__(self, database: Database, root: Path, uri: str) -> None:
+        # MLflow's client takes these from nowhere else.
+        os.environ.update(_HTTP)
         self.uri = uri
         self._database = database
         self._root = root
@@ -277,7 +279,6 @@ def tracking_uri(database: Database) -> str | None:
 
 def run(root: Path, stop: threading.Event) -> None:
     """Forwards until `stop` is set. Waits for as long as MLflow is away, longer each time."""
-    os.environ.update(_HTTP)
     database = open_database(database_url(root))
     forwarder: Forwarder | None = None
     pause_s = _INTERVAL_S
