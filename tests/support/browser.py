@@ -26,6 +26,8 @@ FLAGS = (
     "--no-first-run",
 )
 WIDTH, HEIGHT = 1440, 900
+PICTURE_HEIGHTS = {"run": 1360}
+"""Where the first screen would leave out what the page is about: here both heatmaps."""
 # Retrieving a page of a busy machine may take a while; every wait ends earlier when what it waits for is there.
 TIMEOUT_MS = 30_000
 Theme = Literal["light", "dark"]
@@ -145,6 +147,7 @@ def take_screenshots(url: str, token: str, out: Path, *, theme: Theme = "light",
         page = new_page(browser, theme=theme)
         sign_in(page, url, token)
         for name, path in addresses(url, token).items():
+            page.set_viewport_size({"width": WIDTH, "height": PICTURE_HEIGHTS.get(name, HEIGHT)})
             page.goto(url + path)
             settle(page)
             file = out / f"{name}.png"

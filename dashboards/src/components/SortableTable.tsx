@@ -21,6 +21,7 @@ export interface Column<Row> {
 
 interface Props<Row> {
   readonly caption: string;
+  readonly className?: string;
   readonly columns: readonly Column<Row>[];
   readonly rows: readonly Row[];
   readonly rowKey: (row: Row) => string;
@@ -69,7 +70,7 @@ export function SortableTable<Row>(props: Props<Row>): React.JSX.Element {
 
   return (
     <div className="table-wrap">
-      <table>
+      <table className={props.className ?? ""}>
         <caption className="visually-hidden">{caption}</caption>
         <thead>
           <tr>

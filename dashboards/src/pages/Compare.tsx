@@ -116,13 +116,13 @@ export function Compare(): React.JSX.Element {
             <CurvesPanel {...shared} title="Held-out bits per byte" hint="Mean over domains." metric="eval/bits_per_byte" domain="all" emptyText="No evaluation yet." height={280} />
             <CurvesPanel {...shared} title="Training loss" metric="train/loss" emptyText="No step yet." height={280} />
           </div>
-          <div className="grid-2">
+          <div className="grid-7-6">
             <DomainTable trials={compared} baselineId={baselineId} evaluations={evaluations} />
             <SettingsPanel trials={compared} baselineId={baselineId} />
           </div>
           <div className="grid-2">
             <HealthTable trials={compared} baselineId={baselineId} />
-            <CurvesPanel {...shared} title="MaxVio of the worst layer" metric="router/max_violation" emptyText="None of these trials has a router." height={300} />
+            <CurvesPanel {...shared} title="MaxVio of the worst layer" warmup={0} metric="router/max_violation" emptyText="None of these trials has a router." height={300} />
           </div>
           <LoadProfiles trials={compared} loads={loadOf} />
         </>

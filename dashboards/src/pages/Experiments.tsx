@@ -21,7 +21,11 @@ type Summary = Schemas["ExperimentSummary"];
 interface Row {
   readonly experiment: Summary;
   readonly comparison: Schemas["Comparison"] | undefined;
+  /** The comparison is still to come. */
+  readonly pending: boolean;
 }
+
+const PENDING = <span className="cell-skeleton" aria-busy="true" />;
 
 function bestRow({ experiment, comparison }: Row): Schemas["ComparisonRow"] | undefined {
   return comparison?.rows.find((row) => row.trial_id === experiment.best?.trial_id);
@@ -111,6 +115,7 @@ function columns(now: number): Column<Row>[] {
       title: "Best trial minus the first baseline",
       value: (row) => bestRow(row)?.difference_to_baseline,
       cell: (row) => {
+        if (row.pending) return PENDING;
         const difference = bestRow(row)?.difference_to_baseline ?? null;
         return (
           <>
@@ -136,7 +141,7 @@ function columns(now: number): Column<Row>[] {
       value: worstDead,
       cell: (row) => {
         const dead = worstDead(row);
-        if (dead === null) return NONE;
+        if (dead === null) return row.pending ? PENDING : NONE;
         return dead === 0 ? "none" : <span className="tag tone-dead">{formatPercent(dead)}</span>;
       },
     },
@@ -175,7 +180,7 @@ export function Experiments(): React.JSX.Element {
   const comparisons = useComparisons(items);
   const query = params.get("q") ?? "";
   const rows = items
-    .map((experiment, index) => ({ experiment, comparison: comparisons[index]?.data }))
+    .map((experiment, index) => ({ experiment, comparison: comparisons[index]?.data, pending: comparisons[index]?.isPending === true }))
     .filter(({ experiment }) => `${experiment.name} ${experiment.id} ${experiment.state}`.toLowerCase().includes(query.toLowerCase()));
   const names = [...new Set(items.map((item) => objectiveName(item.objective)))];
   return (
@@ -188,7 +193,7 @@ export function Experiments(): React.JSX.Element {
       </div>
       <Panel
         title="All experiments, newest first"
-        hint={names.length === 1 && names[0] !== undefined ? `Best is that of the completed trials of the search, by ${names[0]}. A small difference may be seed noise; the experiment's page says what is known of it.` : undefined}
+        hint={names.length === 1 && names[0] !== undefined ? `Best is that of the completed trials of the search, by ${names[0]}. A small difference may be seed noise: see the experiment's page.` : undefined}
         answer={answer}
         height={300}
         empty={(page) => (page.items.length === 0 ? <NothingYet /> : rows.length === 0 ? `No experiment on this page matches "${query}".` : null)}

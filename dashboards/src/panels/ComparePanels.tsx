@@ -30,11 +30,9 @@ function Heads({ trials, baselineId }: Props): React.JSX.Element {
   return (
     <>
       {trials.map(({ trial, name, slot }) => (
-        <th key={trial.id} scope="col" className="num">
-          <span className="nowrap">
-            <Swatch slot={slot} /> {name}
-            {trial.id === baselineId && ` ${STAR}`}
-          </span>
+        <th key={trial.id} scope="col" className="num" title={name}>
+          <Swatch slot={slot} /> <span className="trial-name">{name}</span>
+          {trial.id === baselineId && ` ${STAR}`}
         </th>
       ))}
     </>
@@ -82,7 +80,7 @@ function SideBySide({ caption, first, rows, className = "", ...props }: GridProp
 function Setting({ text }: { readonly text: string }): React.JSX.Element {
   return (
     <>
-      {text.split(/(?<=[(,])/).map((part, index) => (
+      {text.split(/(?<=[(,=])/).map((part, index) => (
         <Fragment key={index}>
           {part}
           <wbr />

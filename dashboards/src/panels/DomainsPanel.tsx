@@ -65,7 +65,7 @@ function Domains({ list }: { readonly list: Schemas["EvaluationList"] }): React.
   const most = Math.max(...rows.map((row) => Math.max(row.initial ?? 0, row.final ?? 0)), 1e-9);
   return (
     <>
-      <LineChart lines={lines} xName="training tokens" yName="bits per byte" formatX={shortCount} points warmup={0.12} height={210} legend summary="Held-out bits per byte of each domain over training tokens." />
+      <LineChart lines={lines} xName="training tokens" yName="bits per byte" formatX={shortCount} points warmup={0.12} height={250} legend summary="Held-out bits per byte of each domain over training tokens." />
       <div className="table-wrap">
         <table>
           <caption className="visually-hidden">Bits per byte by domain</caption>

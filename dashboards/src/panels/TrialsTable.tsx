@@ -1,5 +1,6 @@
 /** Trials of an experiment: what differs, how far, how good, how healthy. */
 
+import { Fragment } from "react";
 import { Link } from "wouter";
 
 import type { Schemas } from "../api/client";
@@ -44,6 +45,11 @@ export function objectiveOf(trial: TrialRead, objective: Schemas["Objective"]): 
   return objective.metric === "eval/loss" ? null : (trial.progress?.bits_per_byte ?? null);
 }
 
+/** Three digits are enough to tell trials apart; the trial's page has them all. */
+function brief(value: unknown): string {
+  return typeof value === "number" && !Number.isInteger(value) ? formatNumber(value, 3) : formatSetting(value);
+}
+
 function maxViolation(trial: TrialRead): { readonly value: number; readonly layer: number | null } | null {
   const value = trial.summary?.worst_max_violation ?? trial.progress?.max_violation ?? null;
   if (value === null) return null;
@@ -77,7 +83,7 @@ function columns({ rows, parameters, objective, baselineId, selection, onToggle 
       cell: ({ trial, slot }) => (
         <span className="nowrap">
           <Swatch slot={slot} />{" "}
-          <Link href={`/t/${trial.id}`} className="row-link">
+          <Link href={`/t/${trial.id}`} className="row-link trial-name" title={trialName(trial)}>
             {trialName(trial)}
           </Link>
           {trial.id === baselineId && <span title="the baseline of the differences"> {STAR}</span>}
@@ -93,7 +99,13 @@ function columns({ rows, parameters, objective, baselineId, selection, onToggle 
     ...parameters.map(
       ({ path, name }): Column<TrialRow> => ({
         id: path,
-        name,
+        // Long names may break after an underscore.
+        name: name.split(/(?<=[_.])/).map((part) => (
+          <Fragment key={part}>
+            {part}
+            <wbr />
+          </Fragment>
+        )),
         title: path,
         numeric: rows.every(({ trial }) => trial.params[path] === undefined || typeof trial.params[path] === "number"),
         value: ({ trial, fixed }) => {
@@ -101,7 +113,7 @@ function columns({ rows, parameters, objective, baselineId, selection, onToggle 
           return typeof value === "number" ? value : value === undefined || value === null ? null : formatSetting(value);
         },
         cell: ({ trial, fixed }) => {
-          if (trial.params[path] !== undefined) return formatSetting(trial.params[path]);
+          if (trial.params[path] !== undefined) return <span title={formatSetting(trial.params[path])}>{brief(trial.params[path])}</span>;
           return fixed.has(path) ? <span className="muted">{formatSetting(fixed.get(path))}</span> : NONE;
         },
       }),
@@ -177,6 +189,7 @@ export function TrialsTable(props: Props): React.JSX.Element {
   return (
     <SortableTable
       caption="Trials"
+      className="trials-table"
       columns={columns(props)}
       rows={props.rows}
       rowKey={(row) => row.trial.id}
