@@ -11,7 +11,7 @@ from orchestrator.search.grid import num_search_trials
 from orchestrator.search.stop import rung_tokens
 from orchestrator.spec import ExperimentSpec, Objective
 from orchestrator.states import TrialState, is_terminal
-from orchestrator.store.overview import Best, NewestRun, Pace, best_trials, newest_runs, num_spikes, pace
+from orchestrator.store.overview import Best, NewestRun, Pace, best_trials, newest_runs, num_spikes, paces
 from orchestrator.store.records import ExperimentRecord, RunRecord, TrialRecord
 from orchestrator.store.work import Work
 from trainer.config import TrainConfig
@@ -120,15 +120,14 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
         work.connection, {key: objective.direction == "maximize" for key, objective in objectives.items()}
     )
     spikes = num_spikes(work.connection, [record.id for record in records])
+    pace = paces(work.connection, [record.id for record in records if not is_terminal(record.state)])
     rows: list[dict[str, Any]] = []
     for record in records:
         spec = ExperimentSpec.model_validate(record.spec)
         num_trials = num_search_trials(spec) + len(spec.baselines)
         eta_s = None
         if not is_terminal(record.state):
-            eta_s = remaining_s(
-                pace(work.connection, record.id), num_trials=num_trials, num_proposed=sum(record.trial_counts.values())
-            )
+            eta_s = remaining_s(pace[record.id], num_trials=num_trials, num_proposed=sum(record.trial_counts.values()))
         rows.append(
             {
                 "id": record.id,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, case, func, select
 
 from orchestrator.states import RunState, TrialState
 from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
@@ -154,24 +154,37 @@ def recent_summaries(connection: Connection, *, limit: int = 50) -> list[tuple[d
     return [(row.spec["resources"], row.summary) for row in rows if row.summary is not None]
 
 
-def pace(connection: Connection, experiment_id: str) -> Pace:
-    """How fast the trials of one experiment go."""
-    live = connection.execute(
-        select(RunRow.progress)
+def paces(connection: Connection, experiment_ids: Collection[str]) -> dict[str, Pace]:
+    """Experiment id -> how fast its trials go."""
+    live: dict[str, list[dict[str, Any] | None]] = {experiment_id: [] for experiment_id in experiment_ids}
+    if not live:
+        return {}
+    for experiment_id, progress in connection.execute(
+        select(TrialRow.experiment_id, RunRow.progress)
         .join(TrialRow, TrialRow.id == RunRow.trial_id)
-        .where(TrialRow.experiment_id == experiment_id, RunRow.state.in_(_LIVE))
-    ).scalars()
-    progress = tuple(live)
-    num_open = connection.execute(
-        select(func.count()).where(TrialRow.experiment_id == experiment_id, TrialRow.state.in_(_OPEN))
-    ).scalar_one()
-    mean_ms = connection.execute(
-        select(func.avg(TrialRow.finished_at_ms - TrialRow.started_at_ms)).where(
-            TrialRow.experiment_id == experiment_id, TrialRow.state.in_(_ENDED_BY_TRAINING)
+        .where(TrialRow.experiment_id.in_(live), RunRow.state.in_(_LIVE))
+    ):
+        live[experiment_id].append(progress)
+    num_open: dict[str, int] = {}
+    mean_ms: dict[str, float] = {}
+    ended = TrialRow.state.in_(_ENDED_BY_TRAINING)
+    for experiment_id, count, mean in connection.execute(
+        select(
+            TrialRow.experiment_id,
+            func.count(case((TrialRow.state.in_(_OPEN), 1))),
+            func.avg(case((ended, TrialRow.finished_at_ms - TrialRow.started_at_ms))),
         )
-    ).scalar_one()
-    return Pace(
-        live=progress,
-        num_waiting=max(0, num_open - len(progress)),
-        mean_duration_s=None if mean_ms is None else float(mean_ms) / 1000,
-    )
+        .where(TrialRow.experiment_id.in_(live))
+        .group_by(TrialRow.experiment_id)
+    ):
+        num_open[experiment_id] = count
+        if mean is not None:
+            mean_ms[experiment_id] = float(mean)
+    return {
+        experiment_id: Pace(
+            live=tuple(progress),
+            num_waiting=max(0, num_open.get(experiment_id, 0) - len(progress)),
+            mean_duration_s=mean_ms[experiment_id] / 1000 if experiment_id in mean_ms else None,
+        )
+        for experiment_id, progress in live.items()
+    }

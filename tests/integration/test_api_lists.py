@@ -1,4 +1,4 @@
-"""Lists of experiments and trials: pages that join while rows arrive, and what a row says."""
+"""Lists of experiments and trials, on both databases: pages that join while rows arrive, and what a row says."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ PROGRESS = {
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Installation]:
-    with installation(tmp_path) as ready:
+def lab(tmp_path: Path, database_url: str) -> Iterator[Installation]:
+    with installation(tmp_path, url=database_url) as ready:
         yield ready
 
 

@@ -182,7 +182,12 @@ def test_without_a_key_every_request_is_a_new_experiment(client: TestClient) -> 
     assert num_experiments(client) == 2
 
 
-def test_racing_requests_with_one_key_make_one_experiment(client: TestClient) -> None:
+def test_racing_requests_with_one_key_make_one_experiment(tmp_path: Path, database_url: str) -> None:
+    with installation(tmp_path, url=database_url) as lab, lab.client() as client:
+        _race(client)
+
+
+def _race(client: TestClient) -> None:
     def submit(_: int) -> tuple[int, str, bool]:
         answer = client.post("/v1/experiments", json=experiment_document(), headers={"Idempotency-Key": "race"})
         return answer.status_code, answer.json()["id"], "idempotency-replayed" in answer.headers

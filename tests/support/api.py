@@ -37,11 +37,17 @@ class Installation:
 
 
 @contextmanager
-def installation(home: Path, **settings: Any) -> Iterator[Installation]:
-    """An installation in the folder `home`; `settings` replace those of the API."""
+def installation(home: Path, *, url: str | None = None, **settings: Any) -> Iterator[Installation]:
+    """An installation in the folder `home`.
+
+    Args:
+        url: of a migrated database; None makes a SQLite file in the home.
+        settings: replace those of the API.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(_migrated_file(), home / "evenload.db")
-    url = f"sqlite:///{home / 'evenload.db'}"
+    if url is None:
+        shutil.copy(_migrated_file(), home / "evenload.db")
+        url = f"sqlite:///{home / 'evenload.db'}"
     chosen = replace(Settings(home=home, database_url=url, token=TOKEN, poll_s=0.01, webui=home / "webui"), **settings)
     database = open_database(url)
     try:
