@@ -78,8 +78,9 @@ def params_text(params: dict[str, Any]) -> str:
 
 def short_path(path: str) -> str:
     """The last part of a dotted path, with the one before it where that alone says too little."""
-    parts = path.split(".")
-    return ".".join(parts[-2:]) if parts[-1] in {"coefficient", "update_rate", "kind", "lr_scale"} else parts[-1]
+    # A number is a place in a list, which says nothing: balancing.switch_loss.0.coefficient.
+    parts = [part for part in path.split(".") if not part.isdigit()]
+    return ".".join(parts[-2:]) if parts[-1] in {"kind", "lr_scale"} else parts[-1]
 
 
 def state_text(state: str) -> Text:
