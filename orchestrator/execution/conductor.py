@@ -5,7 +5,6 @@ conductor of the next epoch carries on where the last one ended. Its memory hold
 """
 
 import enum
-import json
 import logging
 import os
 import threading
@@ -13,19 +12,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator import home as layout
 from orchestrator.errors import Fenced, StoreUnavailable
 from orchestrator.execution.checkpoints import Shelf
+from orchestrator.execution.recorder import Recorder, read_json
 from orchestrator.search.propose import propose
-from orchestrator.search.stop import decide, decide_batch, rung_tokens
+from orchestrator.search.stop import decide_batch, rung_tokens
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import Cause, ExperimentState, RunState, TrialState
+from orchestrator.states import ExperimentState, TrialState
 from orchestrator.store.records import Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
 from orchestrator.store.session import Database
 from orchestrator.store.work import Work
-from orchestrator.tracking.series import RunFolder, Source, evaluations, read_spikes
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest
 
@@ -82,6 +81,7 @@ class Conductor:
         with database.read() as work:
             self.spec = ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
         self._shelf = Shelf(database, root, epoch=epoch)
+        self._recorder = Recorder(root=root, experiment_id=experiment_id, epoch=epoch, spec=self.spec)
         self._lock = threading.RLock()
         self._live: dict[str, RunRecord] = {}
         self._nothing_new = False
@@ -102,23 +102,20 @@ class Conductor:
         return self._root / run.folder
 
     def persist(self, change: Callable[[Work], T]) -> T:
-        """Runs `change` in a transaction; waits for a database that is away. Ends the process if the epoch is over."""
-        deadline = time.monotonic() + _STORE_PATIENCE_S
-        while True:
-            try:
-                return self._database.run(change)
-            except StoreUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise
-                logger.warning("the database is away, trying again: %s", error)
-                time.sleep(0.5)
+        """Runs `change` in a transaction and returns its result; waits for a database that is away.
+
+        Raises:
+            Fenced: `change` writes under an epoch that is over.
+            StoreUnavailable: the database was away for too long.
+        """
+        return self._patiently(lambda: self._database.run(change))
 
     def recover(self) -> None:
         """Takes over what an earlier driver left: its live runs are lost, batches that are complete are decided."""
 
         def take_over(work: Work) -> tuple[RunRecord, ...]:
             for run in work.runs.live(self.experiment_id):
-                self._record_spikes(work, run)
+                self._recorder.record_spikes(work, run)
             return work.trials.lose_runs(
                 self.experiment_id, epoch=self.epoch, reason="its driver was lost", counts=False
             )
@@ -180,14 +177,8 @@ class Conductor:
             reason = problem or "its process ended without a last word"
             counts = self._stopping is None
 
-            def lose(work: Work) -> None:
-                self._record_spikes(work, run)
-                work.trials.lose_runs(
-                    self.experiment_id, epoch=self.epoch, reason=reason, run_ids={run_id}, counts=counts
-                )
-
             try:
-                self.persist(lose)
+                self.persist(lambda work: self._recorder.record_lost(work, run_id, reason=reason, counts=counts))
             except Fenced:
                 self._leave_if_fenced()
             self._forget(run_id)
@@ -228,7 +219,7 @@ class Conductor:
     def watch(self, *, ttl_s: float) -> ExperimentState:
         """Renews the lease, copies the progress of live runs, records new spikes; returns the experiment's state."""
         runs = self.live_runs()
-        progress = {run.id: _read_json(self.folder(run) / "progress.json") for run in runs}
+        progress = {run.id: read_json(self.folder(run) / "progress.json") for run in runs}
 
         def change(work: Work) -> ExperimentState:
             state = work.experiments.renew(self.experiment_id, epoch=self.epoch, ttl_s=ttl_s)
@@ -237,7 +228,7 @@ class Conductor:
                 if run.id in live:
                     if progress[run.id] is not None:
                         work.runs.progress(run.id, epoch=self.epoch, progress=progress[run.id] or {})
-                    self._record_spikes(work, run)
+                    self._recorder.record_spikes(work, run)
             return state
 
         return self.persist(change)
@@ -291,127 +282,19 @@ class Conductor:
             logger.info("trial %d is infeasible: %s", trial.number, trial.reason)
 
     def _take(self, run: RunRecord, report: RunReport) -> bool:
-        trial_before = self._read(lambda work: work.trials.get(run.trial_id))
-        if report.rung is not None and self.spec.synchronous and trial_before.kind is TrialKind.SEARCH:
-            # Rungs so close that they share a step are arrived at one by one, each when the one before is decided.
-            undecided = [rung for rung in trial_before.rungs if rung.decision is None]
-            if undecided and report.rung > undecided[0].rung:
-                report = report.model_copy(update={"rung": None})
+        def change(work: Work) -> bool:
+            if report.kind == "stopped" and self._stopping is Stopping.CANCEL:
+                self._recorder.record_cancelled(work, run.id, report, reason=Stopping.CANCEL.value)
+                return True
+            if report.kind == "stopped" and self._stopping is Stopping.SHUTDOWN:
+                reason = Stopping.SHUTDOWN.value
+                self._recorder.record_lost(work, run.id, reason=reason, counts=False, report=report)
+                return True
+            return self._recorder.record(work, run.id, report)
 
-        goes_on = self.persist(lambda work: self._write(work, run, trial_before, report))
+        goes_on = self.persist(change)
         self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
         return goes_on
-
-    def _write(self, work: Work, run: RunRecord, trial: TrialRecord, report: RunReport) -> bool:
-        """One report as one transaction: checkpoint, evaluation, rung and whatever ends by it."""
-        work.runs.hold_live(run.id, self.epoch)
-        if report.kind == "started":
-            work.runs.running(run.id, epoch=self.epoch, environment=_read_json(self.folder(run) / "environment.json"))
-            return True
-        self._record_checkpoint(work, run, report)
-        if report.evaluation is not None:
-            figures = {domain: evaluation.model_dump() for domain, evaluation in report.evaluation.items()}
-            work.events.add(
-                "evaluation",
-                experiment_id=self.experiment_id,
-                trial_id=trial.id,
-                run_id=run.id,
-                data={"step": report.step, "tokens": report.tokens, "domains": figures},
-            )
-        if report.rung is not None:
-            rung = work.rungs.record(
-                run.id,
-                epoch=self.epoch,
-                rung=report.rung,
-                tokens=report.tokens,
-                value=self._objective(report),
-                decide=None
-                if self.spec.synchronous
-                else lambda value, earlier: decide(self.spec, report.rung or 0, value, earlier),
-            )
-            if rung.decision is RungDecision.STOP:
-                self._end_run(work, run, RunState.PRUNED, cause=Cause.ASHA, reason=rung.explanation or "")
-                self._prune(work, work.trials.get(trial.id))
-                return False
-        if report.kind == "finished":
-            self._end_run(work, run, RunState.COMPLETED)
-            work.trials.settle(
-                trial.id,
-                epoch=self.epoch,
-                state=TrialState.COMPLETED,
-                objective=self._objective(report),
-                objective_tokens=report.tokens,
-                summary=None if report.summary is None else report.summary.model_dump(mode="json"),
-            )
-        elif report.kind == "stopped":
-            self._take_stop(work, run, trial)
-        elif report.kind == "failed":
-            cause = Cause(report.cause or "error")
-            reason = report.message or "no message"
-            self._end_run(work, run, RunState.FAILED, cause=cause, reason=reason)
-            work.trials.settle(
-                trial.id,
-                epoch=self.epoch,
-                state=TrialState.FAILED,
-                cause=cause,
-                reason=reason,
-                summary=self._partial_summary(work, trial.id),
-            )
-        return True
-
-    def _take_stop(self, work: Work, run: RunRecord, trial: TrialRecord) -> None:
-        if self._stopping is Stopping.CANCEL:
-            self._end_run(work, run, RunState.CANCELLED, cause=Cause.USER, reason=Stopping.CANCEL.value)
-        elif self._stopping is Stopping.SHUTDOWN:
-            self._record_spikes(work, run)
-            work.trials.lose_runs(
-                self.experiment_id,
-                epoch=self.epoch,
-                reason=Stopping.SHUTDOWN.value,
-                run_ids={run.id},
-                counts=False,
-            )
-        else:
-            # A segment of a synchronous experiment: the trial itself goes on once its batch is decided.
-            self._end_run(work, run, RunState.COMPLETED)
-
-    def _end_run(
-        self, work: Work, run: RunRecord, state: RunState, *, cause: Cause | None = None, reason: str = ""
-    ) -> None:
-        self._record_spikes(work, run)
-        if work.runs.get(run.id).state is RunState.STARTING and state not in (RunState.FAILED, RunState.CANCELLED):
-            work.runs.running(run.id, epoch=self.epoch)
-        work.runs.settle(
-            run.id,
-            epoch=self.epoch,
-            state=state,
-            cause=cause,
-            reason=reason,
-            progress=_read_json(self.folder(run) / "progress.json"),
-        )
-
-    def _record_checkpoint(self, work: Work, run: RunRecord, report: RunReport) -> None:
-        if report.checkpoint is None:
-            return
-        folder = Path(report.checkpoint.folder)
-        if not folder.is_relative_to(self.folder(run)):
-            return  # the one it resumed from, of an earlier run; its row is there
-        work.checkpoints.commit(
-            run.id,
-            epoch=self.epoch,
-            step=report.checkpoint.step,
-            tokens=report.checkpoint.tokens,
-            folder=folder.relative_to(self._root).as_posix(),
-            manifest_sha256=report.checkpoint.manifest_sha256,
-        )
-
-    def _record_spikes(self, work: Work, run: RunRecord) -> None:
-        """Makes the spikes that a run recorded events, each once."""
-        spikes = read_spikes(self.folder(run))
-        if not spikes:
-            return
-        for spike in spikes[work.events.count("spike", run_id=run.id) :]:
-            work.events.add("spike", experiment_id=self.experiment_id, trial_id=run.trial_id, run_id=run.id, data=spike)
 
     def _decide_batches(self) -> None:
         """Decides on every batch of a synchronous experiment that has arrived as a whole, and prunes what it stops."""
@@ -436,52 +319,13 @@ class Conductor:
                 )
             for trial in work.trials.waiting(self.experiment_id):
                 if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP:
-                    self._prune(work, trial)
+                    self._recorder.prune(work, trial)
 
         if self._stopping is None:
             self.persist(change)
             for trial in self._read(lambda work: work.trials.history(self.experiment_id)):
                 if trial.state is TrialState.PRUNED:
                     self._shelf.tidy(trial)
-
-    def _prune(self, work: Work, trial: TrialRecord) -> None:
-        rung = trial.rungs[-1]
-        work.trials.settle(
-            trial.id,
-            epoch=self.epoch,
-            state=TrialState.PRUNED,
-            cause=Cause.ASHA,
-            reason=rung.explanation or "",
-            objective=rung.value,
-            objective_tokens=rung.tokens,
-            summary=self._partial_summary(work, trial.id),
-        )
-
-    def _objective(self, report: RunReport) -> float | None:
-        evaluation = (report.evaluation or {}).get(self.spec.objective.domain)
-        if evaluation is None:
-            return None
-        return evaluation.bits_per_byte if self.spec.objective.metric == "eval/bits_per_byte" else evaluation.loss
-
-    def _partial_summary(self, work: Work, trial_id: str) -> dict[str, Any]:
-        """What is known of a trial that did not finish: the fields of RunSummary that its last evaluation gave."""
-        runs = work.runs.of_trial(trial_id)
-        points = evaluations(Source(id=trial_id, runs=tuple(RunFolder(run.id, self.folder(run)) for run in runs)))
-        summary: dict[str, Any] = {
-            "initial_bits_per_byte": {point.domain: point.bits_per_byte for point in points if point.step == 0},
-            "bits_per_byte": {point.domain: point.bits_per_byte for point in points if point.step == points[-1].step},
-        }
-        progress = _read_json(self.folder(runs[-1]) / "progress.json") if runs else None
-        if progress is not None:
-            summary |= {
-                "worst_max_violation": progress["max_violation"],
-                "worst_max_violation_layer": progress["max_violation_layer"],
-                "min_token_entropy": progress["token_entropy"],
-                "max_dead_fraction": progress["dead_fraction"],
-                "num_spikes": progress["num_spikes"],
-                "tokens_per_s": progress["tokens_per_s"],
-            }
-        return summary
 
     def _forget(self, run_id: str) -> None:
         self._live.pop(run_id, None)
@@ -492,13 +336,17 @@ class Conductor:
             with self._database.read() as work:
                 return question(work)
 
+        return self._patiently(ask)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
         deadline = time.monotonic() + _STORE_PATIENCE_S
         while True:
             try:
-                return ask()
-            except StoreUnavailable:
+                return attempt()
+            except StoreUnavailable as error:
                 if time.monotonic() > deadline:
                     raise
+                logger.warning("the database is away, trying again: %s", error)
                 time.sleep(0.5)
 
     def _leave_if_fenced(self) -> None:
@@ -527,11 +375,3 @@ def _verdict(trials: Sequence[TrialRecord]) -> tuple[ExperimentState, str]:
         reason = f"none of the {len(trials)} trials gave a result; the last one: {trials[-1].reason}"
         return ExperimentState.FAILED, reason
     return ExperimentState.COMPLETED, ""
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file that is replaced atomically; None if it is not there yet."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None

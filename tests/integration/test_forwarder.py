@@ -81,6 +81,7 @@ def mlflow_runs(url: str, database: Database, experiment_id: str) -> list[Any]:
     """The experiment's MLflow runs without the parent."""
     with database.read() as work:
         mlflow_experiment_id = work.experiments.get(experiment_id).mlflow_experiment_id
+    assert mlflow_experiment_id is not None
     client = mlflow.tracking.MlflowClient(tracking_uri=url)
     runs = client.search_runs([mlflow_experiment_id], run_view_type=ViewType.ALL)
     return [run for run in runs if "evenload.trial_id" in run.data.tags]

@@ -1,0 +1,215 @@
+"""The recorder: one report of a run becomes one transaction, and whatever ends by it ends in the same one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.search.stop import decide
+from orchestrator.spec import ExperimentSpec
+from orchestrator.states import Cause, RunState, TrialState
+from orchestrator.store.records import RungDecision, RunRecord, TrialKind, TrialRecord
+from orchestrator.store.work import Work
+from orchestrator.tracking.series import RunFolder, Source, evaluations, read_spikes
+from trainer.config.run import RunReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorder:
+    """Writes what runs report. All methods work within the caller's transaction and raise Fenced if the epoch is over.
+
+    Attributes:
+        root: the home folder.
+        experiment_id: whose runs they are.
+        epoch: of the driver.
+        spec: of the experiment.
+    """
+
+    root: Path
+    experiment_id: str
+    epoch: int
+    spec: ExperimentSpec
+
+    def folder(self, run: RunRecord) -> Path:
+        """The run's folder."""
+        return self.root / run.folder
+
+    def record(self, work: Work, run_id: str, report: RunReport) -> bool:
+        """Records a report and returns whether the run goes on.
+
+        A run of kind `stopped` that was not asked to is a segment of a synchronous experiment: the run is completed,
+            its trial goes on once its batch is decided.
+
+        Raises:
+            Fenced: the run is not live any more.
+        """
+        run = work.runs.hold_live(run_id, self.epoch)
+        trial = work.trials.get(run.trial_id)
+        if report.kind == "started":
+            work.runs.running(run.id, epoch=self.epoch, environment=read_json(self.folder(run) / "environment.json"))
+            return True
+        self._record_checkpoint(work, run, report)
+        if report.evaluation is not None:
+            figures = {domain: evaluation.model_dump() for domain, evaluation in report.evaluation.items()}
+            work.events.add(
+                "evaluation",
+                experiment_id=self.experiment_id,
+                trial_id=trial.id,
+                run_id=run.id,
+                data={"step": report.step, "tokens": report.tokens, "domains": figures},
+            )
+        if report.rung is not None and self._is_next(trial, report.rung):
+            rung = work.rungs.record(
+                run.id,
+                epoch=self.epoch,
+                rung=report.rung,
+                tokens=report.tokens,
+                value=self._objective(report),
+                decide=None
+                if self.spec.synchronous
+                else lambda value, earlier: decide(self.spec, report.rung or 0, value, earlier),
+            )
+            if rung.decision is RungDecision.STOP:
+                self._end_run(work, run, RunState.PRUNED, cause=Cause.ASHA, reason=rung.explanation or "")
+                self.prune(work, work.trials.get(trial.id))
+                return False
+        if report.kind == "finished":
+            self._end_run(work, run, RunState.COMPLETED)
+            work.trials.settle(
+                trial.id,
+                epoch=self.epoch,
+                state=TrialState.COMPLETED,
+                objective=self._objective(report),
+                objective_tokens=report.tokens,
+                summary=None if report.summary is None else report.summary.model_dump(mode="json"),
+            )
+        elif report.kind == "stopped":
+            self._end_run(work, run, RunState.COMPLETED)
+        elif report.kind == "failed":
+            cause = Cause(report.cause or "error")
+            reason = report.message or "no message"
+            self._end_run(work, run, RunState.FAILED, cause=cause, reason=reason)
+            work.trials.settle(
+                trial.id,
+                epoch=self.epoch,
+                state=TrialState.FAILED,
+                cause=cause,
+                reason=reason,
+                summary=self._partial_summary(work, trial.id),
+            )
+        return True
+
+    def record_cancelled(self, work: Work, run_id: str, report: RunReport, *, reason: str) -> None:
+        """Records that a run stopped because its experiment is being cancelled."""
+        run = work.runs.hold_live(run_id, self.epoch)
+        self._record_checkpoint(work, run, report)
+        self._end_run(work, run, RunState.CANCELLED, cause=Cause.USER, reason=reason)
+
+    def record_lost(
+        self, work: Work, run_id: str, *, reason: str, counts: bool, report: RunReport | None = None
+    ) -> None:
+        """Records that a run is over without a verdict: its trial is to go on from its newest checkpoint.
+
+        Args:
+            counts: whether this uses up a retry.
+            report: its last word, if it had one.
+        """
+        run = work.runs.hold_live(run_id, self.epoch)
+        if report is not None:
+            self._record_checkpoint(work, run, report)
+        self.record_spikes(work, run)
+        work.trials.lose_runs(self.experiment_id, epoch=self.epoch, reason=reason, run_ids={run_id}, counts=counts)
+
+    def _end_run(
+        self, work: Work, run: RunRecord, state: RunState, *, cause: Cause | None = None, reason: str = ""
+    ) -> None:
+        self.record_spikes(work, run)
+        if work.runs.get(run.id).state is RunState.STARTING and state not in (RunState.FAILED, RunState.CANCELLED):
+            work.runs.running(run.id, epoch=self.epoch)
+        work.runs.settle(
+            run.id,
+            epoch=self.epoch,
+            state=state,
+            cause=cause,
+            reason=reason,
+            progress=read_json(self.folder(run) / "progress.json"),
+        )
+
+    def _record_checkpoint(self, work: Work, run: RunRecord, report: RunReport) -> None:
+        if report.checkpoint is None:
+            return
+        folder = Path(report.checkpoint.folder)
+        if not folder.is_relative_to(self.folder(run)):
+            return  # the one it resumed from, of an earlier run; its row is there
+        work.checkpoints.commit(
+            run.id,
+            epoch=self.epoch,
+            step=report.checkpoint.step,
+            tokens=report.checkpoint.tokens,
+            folder=folder.relative_to(self.root).as_posix(),
+            manifest_sha256=report.checkpoint.manifest_sha256,
+        )
+
+    def record_spikes(self, work: Work, run: RunRecord) -> None:
+        """Makes the spikes that a run recorded events, each once."""
+        spikes = read_spikes(self.folder(run))
+        if not spikes:
+            return
+        for spike in spikes[work.events.count("spike", run_id=run.id) :]:
+            work.events.add("spike", experiment_id=self.experiment_id, trial_id=run.trial_id, run_id=run.id, data=spike)
+
+    def prune(self, work: Work, trial: TrialRecord) -> None:
+        """Ends a trial that its last rung has stopped."""
+        rung = trial.rungs[-1]
+        work.trials.settle(
+            trial.id,
+            epoch=self.epoch,
+            state=TrialState.PRUNED,
+            cause=Cause.ASHA,
+            reason=rung.explanation or "",
+            objective=rung.value,
+            objective_tokens=rung.tokens,
+            summary=self._partial_summary(work, trial.id),
+        )
+
+    def _is_next(self, trial: TrialRecord, rung: int) -> bool:
+        """False for a rung of a synchronous experiment whose trial has an earlier one undecided.
+
+        Rungs so close that they share a step are arrived at one by one, each when the one before is decided.
+        """
+        undecided = [record.rung for record in trial.rungs if record.decision is None]
+        return trial.kind is TrialKind.BASELINE or not undecided or rung <= undecided[0]
+
+    def _objective(self, report: RunReport) -> float | None:
+        evaluation = (report.evaluation or {}).get(self.spec.objective.domain)
+        if evaluation is None:
+            return None
+        return evaluation.bits_per_byte if self.spec.objective.metric == "eval/bits_per_byte" else evaluation.loss
+
+    def _partial_summary(self, work: Work, trial_id: str) -> dict[str, Any]:
+        """What is known of a trial that did not finish: the fields of RunSummary that its last evaluation gave."""
+        runs = work.runs.of_trial(trial_id)
+        points = evaluations(Source(id=trial_id, runs=tuple(RunFolder(run.id, self.folder(run)) for run in runs)))
+        summary: dict[str, Any] = {
+            "initial_bits_per_byte": {point.domain: point.bits_per_byte for point in points if point.step == 0},
+            "bits_per_byte": {point.domain: point.bits_per_byte for point in points if point.step == points[-1].step},
+        }
+        progress = read_json(self.folder(runs[-1]) / "progress.json") if runs else None
+        if progress is not None:
+            summary |= {
+                "worst_max_violation": progress["max_violation"],
+                "worst_max_violation_layer": progress["max_violation_layer"],
+                "min_token_entropy": progress["token_entropy"],
+                "max_dead_fraction": progress["dead_fraction"],
+                "num_spikes": progress["num_spikes"],
+                "tokens_per_s": progress["tokens_per_s"],
+            }
+        return summary
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file that is replaced atomically; None if it is not there yet."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
