@@ -40,6 +40,7 @@ const client = new QueryClient({
     mutations: { networkMode: "always" },
     queries: {
       networkMode: "always",
+      refetchOnReconnect: true,
       retry: (failures, error) => failures < 1 && (error.status === 0 || error.status >= 500),
       retryDelay: 1_000,
       staleTime: 1_000,

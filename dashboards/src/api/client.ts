@@ -57,13 +57,16 @@ async function failure(response: Response): Promise<ApiError> {
   return new ApiError(response.status, "Error", `The server answered ${response.status} ${response.statusText}.`, requestId);
 }
 
+// An answer that takes longer will not come; without a limit one lost packet would stop the polling for good.
+const TIMEOUT_MS = 30_000;
+
 async function send(method: string, url: string, body: unknown, signal: AbortSignal | undefined): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(url, {
       method,
       credentials: "same-origin",
-      ...(signal === undefined ? {} : { signal }),
+      signal: signal === undefined ? AbortSignal.timeout(TIMEOUT_MS) : AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT_MS)]),
       ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }),
     });
   } catch (error) {
