@@ -38,7 +38,7 @@ class Recorder:
         """Records a report and returns whether the run goes on.
 
         A run of kind `stopped` that was not asked to is a segment of a synchronous experiment: the run is completed,
-            its trial goes on once its batch is decided.
+        its trial goes on once its batch is decided.
 
         Raises:
             Fenced: the run is not live any more.

@@ -41,9 +41,9 @@ class LoadHistory:
         tokens: [P] training tokens seen by then.
         layers: [L] indices in the whole model.
         num_experts: E.
-        codes: P * L * E bytes in that order: 0 is an expert that got no token at all, else 128 + 32 * log2(load /
-            fair),
-            rounded and clipped to 1..255; fair is the mean load of the layer's experts. Covers 1/16 to 16 times fair.
+        codes: P * L * E bytes in that order: 0 is an expert that got no token at all, else
+            128 + 32 * log2(load / fair), rounded and clipped to 1..255; fair is the mean load of the layer's experts.
+            Covers 1/16 to 16 times fair.
     """
 
     steps: list[int]

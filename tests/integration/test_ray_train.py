@@ -1,12 +1,16 @@
 """A trial of two workers through Ray Train."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
-from orchestrator.states import TrialState
+from orchestrator.states import RunState, TrialState
 from orchestrator.tracking.chunks import columns
 from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document
+from tests.support.training import STEP_TOKENS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -36,4 +40,31 @@ def test_two_workers_give_the_losses_and_loads_of_one(installation: Installation
     np.testing.assert_array_equal(router_two["router/load"].sum(axis=1), router["router/load"].sum(axis=1))
     moved = np.abs(router_two["router/load"].astype(int) - router["router/load"].astype(int)).sum()
     assert moved <= 0.01 * router["router/load"].sum()
+    wait_until(lambda: not installation.workers(), what="the end of the workers")
+
+
+def test_killed_rank_is_retried_and_a_pruned_trial_gives_its_places_back(installation: Installation) -> None:
+    document = sweep_document(
+        num_trials=None,
+        num_steps=400,
+        sampler={"kind": "grid"},
+        space={"optimizer.lr": {"choice": [0.01, 0.0001, 0.005]}},
+        resources={"num_workers": 2},
+        scheduler={"kind": "asha", "min_tokens": 100 * STEP_TOKENS, "reduction_factor": 4},
+    )
+    experiment_id = installation.submit(document)
+    driver = installation.start_driver(experiment_id)
+    wait_until(lambda: installation.events(experiment_id, "checkpoint.committed"), what="a checkpoint")
+    ranks = [process for process in installation.workers() if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(ranks) == 2
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    installation.finish(driver, experiment_id)
+
+    with installation.database.read() as work:
+        trials = work.trials.history(experiment_id)
+        runs = [work.runs.of_trial(trial.id) for trial in trials]
+    # Only one trial fits at a time, so the third has run on the places of the pruned second.
+    assert [trial.state for trial in trials] == [TrialState.COMPLETED, TrialState.PRUNED, TrialState.PRUNED]
+    assert [run.state for run in runs[0]] == [RunState.LOST, RunState.COMPLETED]
+    assert (runs[0][1].resumed_from_step or 0) >= 100
     wait_until(lambda: not installation.workers(), what="the end of the workers")
