@@ -191,9 +191,7 @@ class Conductor:
             if self._stopping is None or why is Stopping.CANCEL:
                 self._stopping = why
             for run in self._live.values():
-                folder = self.folder(run)
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / _STOP_FILE).touch()
+                stop_run(self.folder(run))
 
     def settle(self) -> None:
         """Ends the experiment if it is over, else leaves it for the next driver. The last thing a driver does."""
@@ -355,6 +353,12 @@ class Conductor:
         if epoch != self.epoch:
             logger.error("epoch %d is over, epoch %d has taken over", self.epoch, epoch)
             os._exit(_EXIT_FENCED)
+
+
+def stop_run(folder: Path) -> None:
+    """Asks the run in `folder` to write a checkpoint and end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STOP_FILE).touch()
 
 
 def _may_open(spec: ExperimentSpec, number: int, history: Sequence[TrialRecord]) -> bool:

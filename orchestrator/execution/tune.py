@@ -22,7 +22,7 @@ import ray.tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.execution.conductor import Conductor, Next
+from orchestrator.execution.conductor import Conductor, Next, stop_run
 from orchestrator.spec import Resources
 from trainer.config.run import RunReport, RunRequest
 
@@ -141,8 +141,15 @@ class RunScheduler(FIFOScheduler):
         conductor = self._searcher.conductor
         assert conductor is not None, "a pickled copy was asked for a verdict"
         report = RunReport.model_validate_json(result["report"])
-        goes_on = conductor.report(self._searcher.run_of(trial.trial_id), report)
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        if conductor.report(self._searcher.run_of(trial.trial_id), report):
+            return TrialScheduler.CONTINUE
+        request = RunRequest.model_validate_json(trial.config["request"])
+        if request.num_workers == 1:
+            return TrialScheduler.STOP
+        # STOP would kill the launcher, and Ray Train gives back the places of a killed one only with the help of a
+        # dashboard, which is not there. So the workers are asked to end, and the launcher ends after them.
+        stop_run(Path(request.folder))
+        return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The process of a run is gone, or raised what it is not meant to report itself."""

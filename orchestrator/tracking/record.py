@@ -127,7 +127,7 @@ def status(state: TrialState) -> str:
 
 
 def write_artifacts(source: Source, trial: TrialRecord, folder: Path) -> list[Path]:
-    """Writes config.json and, if there are any, spikes.json and router_loads.parquet (step, layer, load) to `folder`."""
+    """Writes config.json and, if any, spikes.json and router_loads.parquet (step, layer, load) to `folder`."""
     written = [folder / "config.json"]
     written[0].write_text(json.dumps(trial.config, indent=1), encoding="utf-8")
     found = spikes(source)
