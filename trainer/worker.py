@@ -69,7 +69,7 @@ def run(
                 stop_at_tokens=request.stop_at_tokens,
             )
         except Exception as error:
-            if teller.broken or _is_infrastructure(error):
+            if teller.broken or _is_infrastructure(error) or _is_torn_down(request):
                 raise
             cause, message = classify(error)
             logger.error("run failed", extra={"run_id": request.run_id, "cause": cause}, exc_info=error)
@@ -168,7 +168,13 @@ def _is_infrastructure(error: Exception) -> bool:
     if isinstance(error, OSError | dist.DistError):
         return True
     # gloo raises plain RuntimeErrors, e.g. "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer".
-    return isinstance(error, RuntimeError) and dist.is_initialized() and "gloo" in str(error)
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+def _is_torn_down(request: RunRequest) -> bool:
+    """Whether somebody took the process group away under a run of several workers, as Ray Train does with those that
+    are left when one is gone: whatever is raised then says nothing about the run."""
+    return request.num_workers > 1 and not dist.is_initialized()
 
 
 def _last_step(folder: Path) -> tuple[int, int]:

@@ -64,7 +64,8 @@ def test_killed_rank_is_retried_and_a_pruned_trial_gives_its_places_back(install
         trials = work.trials.history(experiment_id)
         runs = [work.runs.of_trial(trial.id) for trial in trials]
     # Only one trial fits at a time, so the third has run on the places of the pruned second.
-    assert [trial.state for trial in trials] == [TrialState.COMPLETED, TrialState.PRUNED, TrialState.COMPLETED]
+    states = [trial.state for trial in trials]
+    assert states == [TrialState.COMPLETED, TrialState.PRUNED, TrialState.COMPLETED], [trial.reason for trial in trials]
     assert [run.state for run in runs[0]] == [RunState.LOST, RunState.COMPLETED]
     assert (runs[0][1].resumed_from_step or 0) >= 100
     wait_until(lambda: not installation.workers(), what="the end of the workers")
