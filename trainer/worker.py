@@ -69,7 +69,7 @@ def run(
                 stop_at_tokens=request.stop_at_tokens,
             )
         except Exception as error:
-            if teller.broken or _is_infrastructure(error) or _is_torn_down(request):
+            if teller.broken or _is_infrastructure(error) or _is_torn_down(world):
                 raise
             cause, message = classify(error)
             logger.error("run failed", extra={"run_id": request.run_id, "cause": cause}, exc_info=error)
@@ -171,10 +171,10 @@ def _is_infrastructure(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
-def _is_torn_down(request: RunRequest) -> bool:
-    """Whether somebody took the process group away under a run of several workers, as Ray Train does with those that
-    are left when one is gone: whatever is raised then says nothing about the run."""
-    return request.num_workers > 1 and not dist.is_initialized()
+def _is_torn_down(world: World | None) -> bool:
+    """Whether somebody took the process group away under several workers, as Ray Train does with those that are left
+    when one is gone: whatever is raised then says nothing about the run."""
+    return world is not None and world.world_size > 1 and not dist.is_initialized()
 
 
 def _last_step(folder: Path) -> tuple[int, int]:
