@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.support.training import DIVERGING, STEP_TOKENS, exact_columns, request, run_training, train_config
 from trainer.config.run import RunReport
 from trainer.data.manifest import EMBEDDED
 from trainer.errors import DataInvalid, OutOfMemory, ResumeMismatch, TrainingDiverged
 from trainer.worker import classify, run
+from trainer.world import World
 
 
 def test_folder_says_what_ran(tmp_path: Path):
@@ -65,6 +68,16 @@ def test_several_workers_without_a_process_group_fail_and_raise(tmp_path: Path):
     with pytest.raises(ValueError, match="init_process_group"):
         run(request(train_config(), tmp_path, num_workers=2), reports.append)
     assert (reports[-1].kind, reports[-1].cause) == ("failed", "error")
+
+
+def test_a_process_group_taken_away_is_no_verdict_on_the_run(tmp_path: Path):
+    reports: list[RunReport] = []
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    left_over = World.of_process_group(torch.device("cpu"))
+    dist.destroy_process_group()
+    with pytest.raises(ValueError, match="process group"):
+        run(request(train_config(), tmp_path, num_workers=2), reports.append, left_over)
+    assert not [report for report in reports if report.kind == "failed"]
 
 
 def test_altered_corpus_is_reported_as_invalid_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
