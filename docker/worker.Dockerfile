@@ -23,6 +23,6 @@ COPY orchestrator/ orchestrator/
 COPY trainer/ trainer/
 RUN pip install --no-cache-dir --no-build-isolation -c requirements.lock -e ".$EXTRAS"
 
-RUN useradd --uid 10001 --create-home evenload && install -d -o evenload -g evenload -m 0700 /var/lib/evenload
+RUN useradd --uid 10001 --create-home evenload && install -d -o evenload -g evenload -m 0700 /var/lib/evenload /var/lib/mlflow
 USER evenload
 CMD ["python", "-m", "orchestrator"]
