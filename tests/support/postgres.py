@@ -21,7 +21,7 @@ MISSING = "PostgreSQL's server binaries (initdb, pg_ctl, postgres) are neither o
 
 
 def find_binaries() -> Path | None:
-    """The folder with PostgreSQL's server binaries, the newest version's if there are several; None if there are none."""
+    """The folder with PostgreSQL's server binaries, the newest version's if there are several; None without any."""
     on_path = shutil.which("initdb")
     folders = [Path(on_path).parent] if on_path else []
     installed = Path("/usr/lib/postgresql").glob("*/bin")
