@@ -6,6 +6,7 @@ Letters: B sequences, L positions, D model dim.
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from trainer.config.attention import AttentionConfig
@@ -24,6 +25,11 @@ class Attention(nn.Module, ABC):
     def __init__(self, config: AttentionConfig, *, dim: int, norm_eps: float) -> None:
         """Builds the variant for a model of width `dim`; `norm_eps` is that of the model's other norms."""
         super().__init__()
+
+    def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
+        """Returns the initial float32 value, on the CPU, of the variant's parameter `name` where the model's rule does not
+        fit (gains are 1, matrices normal, see `trainer.model.build`), else None. `generator` is the parameter's own."""
+        return None
 
     @abstractmethod
     def forward(self, x_BLD: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from trainer.config.section import Section
 class GroupedQueryAttentionConfig(Section):
     """Grouped-query attention with rotary positions; `num_kv_heads == num_heads` is multi-head attention.
 
-    Source: Ainslie et al. 2023, arXiv:2305.13245.
+    Sources: Ainslie et al. 2023, arXiv:2305.13245; window: Beltagy et al. 2020, arXiv:2004.05150; biases and sinks:
+    OpenAI 2025 (gpt-oss), arXiv:2508.10925.
     """
 
     kind: Literal["gqa"] = "gqa"
@@ -18,7 +19,15 @@ class GroupedQueryAttentionConfig(Section):
     num_kv_heads: int = Field(ge=1, le=1024)
     head_dim: int = Field(ge=2, le=1024, multiple_of=2)
     qk_norm: bool = False
-    """RMSNorm over each head's query and key before the rotation."""
+    """RMSNorm over queries and keys before the rotation."""
+    qk_norm_over: Literal["head", "all_heads"] = "head"
+    """What one norm covers: each head for itself (Qwen3), or the features of all heads at once (OLMoE)."""
+    window: int | None = Field(default=None, ge=1, le=2**24)
+    """Positions a position sees, itself included; null for all before it."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Biases on none, on queries, keys and values (Qwen2), or on the output projection too (gpt-oss)."""
+    sinks: bool = False
+    """A learned logit per head that takes part in the softmax and has no value."""
     rope_theta: float = Field(default=10_000.0, gt=1)
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kernels import Routing
 from trainer.attention import ATTENTIONS
+from trainer.config.attention import AttentionConfig
 from trainer.config.model import ModelConfig
 from trainer.model.dense_mlp import DenseMLP
 from trainer.model.moe_layer import MoELayer
@@ -21,10 +22,10 @@ class Block(nn.Module):
     Source: pre-norm: Xiong et al. 2020, arXiv:2002.04745.
     """
 
-    def __init__(self, config: ModelConfig, *, kind: Literal["dense", "moe"]) -> None:
+    def __init__(self, config: ModelConfig, *, kind: Literal["dense", "moe"], attention: AttentionConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = ATTENTIONS[config.attention.kind](config.attention, dim=config.dim, norm_eps=config.norm_eps)
+        self.attention = ATTENTIONS[attention.kind](attention, dim=config.dim, norm_eps=config.norm_eps)
         self.feed_forward_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward: DenseMLP | MoELayer
         if kind == "dense":

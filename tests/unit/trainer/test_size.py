@@ -42,7 +42,16 @@ def any_config(draw: st.DrawFn) -> ModelConfig:
             "num_kv_heads": num_kv_heads,
             "head_dim": 2 * draw(st.integers(1, 7)),
             "qk_norm": draw(st.booleans()),
+            "qk_norm_over": draw(st.sampled_from(["head", "all_heads"])),
+            "bias": draw(st.sampled_from(["none", "qkv", "all"])),
+            "sinks": draw(st.booleans()),
         },
+        global_attention=draw(
+            st.none()
+            | st.fixed_dictionaries(
+                {"every": st.integers(1, 5), "attention": st.just({"num_heads": 3, "num_kv_heads": 1, "head_dim": 10})}
+            )
+        ),
         moe=draw(st.none() | moe),
         tie_embeddings=draw(st.booleans()),
     )
@@ -204,6 +213,18 @@ PUBLISHED = {
         },
         Published(596_049_920),
     ),
+    "OLMoE-1B-7B": (
+        {
+            "vocab_size": 50304,
+            "dim": 2048,
+            "num_layers": 16,
+            "hidden_dim": 1024,
+            "attention": heads(16, 16, 128, qk_norm=True) | {"qk_norm_over": "all_heads"},
+            "moe": {"num_experts": 64, "top_k": 8, "hidden_dim": 1024},
+            "tie_embeddings": False,
+        },
+        Published(6_919_161_856, 1_282_017_280, 1_178_994_688, 6_713_116_672),
+    ),
     "Llama-3-8B": (
         {
             "vocab_size": 128256,
@@ -233,24 +254,14 @@ def test_published_architecture_builds_with_its_count(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == published.total
 
 
-def test_olmoe_lacks_exactly_its_norms_over_all_heads() -> None:
-    # OLMoE-1B-7B normalises queries and keys over all 2048 features at once; ours do so per head or not at all.
-    olmoe = ModelConfig.model_validate(
-        {
-            "vocab_size": 50304,
-            "dim": 2048,
-            "num_layers": 16,
-            "hidden_dim": 1024,
-            "attention": heads(16, 16, 128),
-            "moe": {"num_experts": 64, "top_k": 8, "hidden_dim": 1024},
-            "tie_embeddings": False,
-        }
-    )
-    size = model_size(olmoe)
-    wide_norms = 16 * 2 * 2048
-    assert size.total + wide_norms == 6_919_161_856
-    assert size.active + wide_norms == 1_282_017_280
-    assert size.active_minus_input_embedding + wide_norms == 1_178_994_688
+def test_window_flops_are_those_of_the_visible_positions() -> None:
+    windowed, whole = model_config(attention={"window": 5}), model_config()
+    width = windowed.attention.num_heads * windowed.attention.head_dim
+    seq_len = 12
+    hidden = sum(max(0, position + 1 - 5) for position in range(seq_len)) / seq_len
+    difference = flops_per_token(whole, seq_len=seq_len) - flops_per_token(windowed, seq_len=seq_len)
+    assert difference == pytest.approx(3 * whole.num_layers * 4 * width * hidden, rel=1e-12)
+    assert flops_per_token(whole, seq_len=5) == flops_per_token(windowed, seq_len=5)
 
 
 def test_sizing_does_not_import_torch() -> None:
