@@ -82,7 +82,7 @@ def _parse(
             # An option's domain is seen as if it stood in the space itself, where the names of its members are known.
             loc = details["loc"] if root is ExperimentSpec else ("space", "", *details["loc"])
             document = value if root is ExperimentSpec else {"space": {"": value}}
-            inner, node = _follow(document, loc)
+            inner, node = follow(document, loc)
             skipped = 0 if root is ExperimentSpec else 2
             found.append(_problem(dict(details), document, (*place, *inner[skipped:]), inner, node))
         return None, found
@@ -185,7 +185,7 @@ def _kind_problem(details: dict[str, Any], node: Any, place: tuple[str | int, ..
     )
 
 
-def _follow(document: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
+def follow(document: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
     """The place in the document, and the value there, that pydantic's `loc` means (it names union members too)."""
     place: list[str | int] = []
     node = document

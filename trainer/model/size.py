@@ -94,7 +94,9 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
 
     - weights and gradients: 4 bytes per parameter each; in bf16 autocast 2 more per weight for the cast copies,
       the embedding's excepted.
-    - optimizer: 4 bytes per state and parameter, two states for AdamW.
+    - optimizer: 4 bytes per value. AdamW keeps two values per parameter, Lion one; Muon one, and two where it leaves
+      a parameter to AdamW; Adafactor a row and a column per matrix, at most an eighth of a value per parameter where
+      matrices have 16 rows and columns or more.
     - activations: what the forward pass of one micro-batch keeps for the backward pass. In units per token and layer,
       a the bytes of a matmul operand (4, or 2 in bf16 autocast):
       two norms 2 * 4D, and their outputs 2 * 4D (in bf16 autocast the casts of them instead: 2D for each of query,
@@ -125,7 +127,7 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     parts = {
         "weights_gib": (4 * num_parameters + cast_copies) / _GIB,
         "gradients_gib": 4 * num_parameters / _GIB,
-        "optimizer_gib": 4 * _OPTIMIZER_STATES[config.optimizer.kind] * num_parameters / _GIB,
+        "optimizer_gib": 4 * _optimizer_values(config) / _GIB,
         "activations_gib": activations / _GIB,
         "logits_gib": (2 * 4 * chunk_tokens + 4 * model.dim) * model.vocab_size / _GIB,
     }
@@ -163,6 +165,18 @@ def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int
     return norms + outputs + moe.top_k * pair + shared + 12 * moe.num_experts
 
 
+def _optimizer_values(config: TrainConfig) -> float:
+    """Returns the numbers an optimizer keeps, step counts and, of Muon, second moments of vectors left out."""
+    size = model_size(config.model)
+    kind = config.optimizer.kind
+    if kind != "muon":
+        return _OPTIMIZER_VALUES[kind] * size.total
+    moe = config.model.moe
+    routers = 0 if moe is None else _ROUTER_PARAMETERS[moe.router.kind](config.model.dim, moe)
+    tables = size.total - size.non_embedding_total
+    return size.total + tables + config.model.layer_kinds().count("moe") * routers
+
+
 def _moe(config: ModelConfig) -> MoEConfig:
     assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
     return config.moe
@@ -170,5 +184,5 @@ def _moe(config: ModelConfig) -> MoEConfig:
 
 # One entry per kind of component; tests/contracts checks that none is missing.
 _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {"top_k": lambda dim, moe: dim * moe.num_experts}
-_OPTIMIZER_STATES = {"adamw": 2}
+_OPTIMIZER_VALUES = {"adamw": 2.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}

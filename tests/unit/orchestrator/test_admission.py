@@ -73,6 +73,15 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
         ("/base/data/tokenizer", "bpe-4096", "invalid", "/base/model/vocab_size", "smaller than the 4096 tokens"),
         ("/base/schedule", {"kind": "cosin"}, "unknown_kind", "/base/schedule/kind", "did you mean cosine?"),
         ("/base/schedule", {}, "unknown_kind", "/base/schedule/kind", "`kind` is missing"),
+        ("/base/optimizer", {"kind": "moun", "lr": 1e-3}, "unknown_kind", "/base/optimizer/kind", "did you mean muon?"),
+        ("/base/optimizer", {"lrr": 1e-3}, "missing_field", "/base/optimizer/lr", "'lr' is missing"),
+        (
+            "/base/optimizer",
+            {"kind": "muon", "lr": 1e-3, "expert": {"beta1": 0.5}},
+            "unknown_field",
+            "/base/optimizer/expert/beta1",
+            "no field 'beta1' in base.optimizer.expert",
+        ),
         (
             "/base/model/moe/balancing/0/coefficient",
             -1,
@@ -103,6 +112,13 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
         ("/space/optimizer.lr", {"float": [1, "x"]}, "wrong_type", "/space/optimizer.lr/float/1", "has to be a number"),
         ("/space/optimizer.lr", {"float": [1, 2], "lgo": 1}, "unknown_field", "/space/optimizer.lr/lgo", "mean log?"),
         ("/space/optimizer.lr", {"float": [1, 20]}, "never_valid", "/space/optimizer.lr/float/1", "lr=20"),
+        (
+            "/space/schedule.final_fraction",
+            {"float": [0, 2]},
+            "never_valid",
+            "/space/schedule.final_fraction/float/1",
+            "final_fraction=2",
+        ),
         (
             "/space/model.moe.top_k",
             {"choice": [1, "2"]},
