@@ -1,14 +1,14 @@
 """Routing: logits to chosen experts, their weights, the expert order and the router's statistics, in one pass."""
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from kernels.dispatch import Backend, choose_backend, refuse_float64
 from kernels.route.reference import route_reference
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score, distribution
 from kernels.route.stats import NUM_SUM_SLOTS, STAT_NAMES, STAT_SLOTS, Reduction, RouterStats, StatSlot
 from kernels.route.torch_path import route_torch
 
@@ -21,10 +21,9 @@ __all__ = [
     "Routing",
     "Score",
     "StatSlot",
+    "distribution",
     "route",
 ]
-
-Score = Literal["softmax", "sigmoid"]
 
 
 def route(

@@ -6,12 +6,12 @@ Letters: T tokens, E experts, K experts per token, N = T*K pairs, S statistics s
 import torch
 from torch import Tensor
 
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score
 from kernels.route.stats import STAT_NAMES, RouterStats
 
 
 def route_reference(
-    logits_TE: Tensor, *, top_k: int, score: str, normalize: bool, scale: float, selection_bias_E: Tensor | None
+    logits_TE: Tensor, *, top_k: int, score: Score, normalize: bool, scale: float, selection_bias_E: Tensor | None
 ) -> Routing:
     """Returns what `kernels.route` documents; float64 logits are computed in float64 for gradient checks."""
     if logits_TE.dtype != torch.float64:
@@ -61,6 +61,8 @@ def route_reference(
         prob_sum_E=prob_sum_E,
         z_sum=logsumexp_T.square().sum(),
         stats=stats,
+        logits_TE=logits_TE,
+        score=score,
     )
 
 

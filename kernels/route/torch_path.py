@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score
 from kernels.route.stats import RouterStats
 
 
@@ -23,7 +23,7 @@ class ExpertOrder(NamedTuple):
 
 
 def route_torch(
-    logits_TE: Tensor, *, top_k: int, score: str, normalize: bool, scale: float, selection_bias_E: Tensor | None
+    logits_TE: Tensor, *, top_k: int, score: Score, normalize: bool, scale: float, selection_bias_E: Tensor | None
 ) -> Routing:
     """Returns what `kernels.route` documents, for float32, bfloat16 and float16 logits."""
     logits_TE = logits_TE.float()
@@ -65,7 +65,16 @@ def route_torch(
             prob_sum_E=prob_sum_E.detach(),
             gate_mass_E=gate_mass(expert_ids_TK, weights_TK, num_experts),
         )
-    return Routing(expert_ids_TK, weights_TK, *order, prob_sum_E=prob_sum_E, z_sum=z_sum, stats=stats)
+    return Routing(
+        expert_ids_TK,
+        weights_TK,
+        *order,
+        prob_sum_E=prob_sum_E,
+        z_sum=z_sum,
+        stats=stats,
+        logits_TE=logits_TE,
+        score=score,
+    )
 
 
 def largest_ids(value_TE: Tensor, count: int) -> Tensor:

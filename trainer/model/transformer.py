@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x_BLD, routing = block(x_BLD)
             if routing is not None:
-                routings.append(LayerRouting.of(routing, layer=layer))
+                routings.append(LayerRouting.of(routing, layer=layer, num_sequences=len(tokens_BL)))
         return self.final_norm(x_BLD), tuple(routings)
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
