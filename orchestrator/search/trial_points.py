@@ -201,7 +201,8 @@ def _own_problem(document: dict[str, Any], path: str) -> str | None:
         TrainConfig.model_validate_json(strict_json(document), strict=True)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            place, _ = follow(document, details["loc"])  # pydantic also names the member of a union
+            # pydantic also names the member of a union
+            place, _ = follow(document, details["loc"], is_missing=details["type"] == "missing")
             where = ".".join(str(part) for part in place)
             # A validator of a whole section weighs several fields against each other: another point may satisfy it.
             if details["type"] != "value_error" and (where == path or where.startswith(path + ".")):

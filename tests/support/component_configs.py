@@ -44,6 +44,23 @@ ATTENTION_VARIANTS: dict[str, dict[str, Any]] = {
         "qk_norm": True,
         "qk_norm_over": "all_heads",
     },
+    "mla-q-lora": {
+        "kind": "mla",
+        "num_heads": 3,
+        "kv_lora_rank": 10,
+        "q_lora_rank": 12,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+    "mla-wide-values": {
+        "kind": "mla",
+        "num_heads": 2,
+        "kv_lora_rank": 10,
+        "qk_nope_head_dim": 5,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 12,
+    },
 }
 """Configs beyond the smallest of each kind, for the options that have code of their own."""
 

@@ -7,7 +7,13 @@ from trainer.registry import Registry
 if TYPE_CHECKING:
     from trainer.attention.base import Attention
 
-ATTENTIONS: Registry["Attention"] = Registry("attention", {"gqa": "trainer.attention.gqa:GroupedQueryAttention"})
+ATTENTIONS: Registry["Attention"] = Registry(
+    "attention",
+    {
+        "gqa": "trainer.attention.gqa:GroupedQueryAttention",
+        "mla": "trainer.attention.mla:MultiHeadLatentAttention",
+    },
+)
 """`kind` of an AttentionConfig -> its class."""
 
 __all__ = ["ATTENTIONS"]

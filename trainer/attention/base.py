@@ -27,8 +27,10 @@ class Attention(nn.Module, ABC):
         super().__init__()
 
     def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
-        """Returns the initial float32 value, on the CPU, of the variant's parameter `name` where the model's rule does not
-        fit (gains are 1, matrices normal, see `trainer.model.build`), else None. `generator` is the parameter's own."""
+        """Returns the start of the variant's parameter `name`, float32 on the CPU, or None where the model's rule fits.
+
+        The rule: gains are 1, matrices normal (`trainer.model.build`). `generator` is the parameter's own.
+        """
         return None
 
     @abstractmethod

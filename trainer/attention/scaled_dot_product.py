@@ -34,10 +34,13 @@ def causal_attention(
         sink_BLH1 = (sinks_H / scale).to(query_BLHd.dtype).expand(query_BLHd.shape[:3]).unsqueeze(-1)
         query_BLHd = torch.cat([query_BLHd, sink_BLH1], dim=-1)
         key_BLGd = F.pad(key_BLGd, (0, 1))
-    # The fused kernels want values as wide as keys.
+    # The fused kernels want values as wide as keys, and a zero feature changes neither scores nor results.
     value_width = value_BLGe.shape[-1]
-    if missing := query_BLHd.shape[-1] - value_width:
+    if (missing := query_BLHd.shape[-1] - value_width) > 0:
         value_BLGe = F.pad(value_BLGe, (0, missing))
+    elif missing < 0:
+        assert sinks_H is None, "the sink is the last feature of queries and keys"
+        query_BLHd, key_BLGd = F.pad(query_BLHd, (0, -missing)), F.pad(key_BLGd, (0, -missing))
     with_sink = sinks_H is not None
     seq_len = query_BLHd.shape[1]
     if window is None or window >= seq_len:

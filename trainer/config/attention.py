@@ -1,10 +1,10 @@
 """Attention variants."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.section import Section
+from trainer.config.section import Section, kind_defaults_to
 
 
 class GroupedQueryAttentionConfig(Section):
@@ -40,5 +40,29 @@ class GroupedQueryAttentionConfig(Section):
         return self
 
 
-AttentionConfig = GroupedQueryAttentionConfig
-"""The union of attention variants, discriminated by `kind` once there is more than one."""
+class MultiHeadLatentAttentionConfig(Section):
+    """Keys and values of all heads from one small latent vector per position, which is all that decoding has to keep.
+
+    Source: DeepSeek-V2, arXiv:2405.04434, eq. 9-19.
+    """
+
+    kind: Literal["mla"] = "mla"
+    num_heads: int = Field(ge=1, le=1024)
+    kv_lora_rank: int = Field(ge=1, le=65_536)
+    """Width of the latent that keys and values are made from."""
+    q_lora_rank: int | None = Field(default=None, ge=1, le=65_536)
+    """Width of a latent that queries are made from; null makes them from the input itself (DeepSeek-V2-Lite)."""
+    qk_nope_head_dim: int = Field(ge=1, le=1024)
+    """Features of a head's query and key without position."""
+    qk_rope_head_dim: int = Field(ge=2, le=1024, multiple_of=2)
+    """Rotated features of a head's query and key; the keys' are shared by all heads."""
+    v_head_dim: int = Field(ge=1, le=1024)
+    rope_theta: float = Field(default=10_000.0, gt=1)
+
+
+AttentionConfig = Annotated[
+    GroupedQueryAttentionConfig | MultiHeadLatentAttentionConfig,
+    Field(discriminator="kind"),
+    kind_defaults_to("gqa"),
+]
+"""The union of attention variants, discriminated by `kind`; without one it is `gqa`."""

@@ -83,6 +83,27 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
             "no field 'beta1' in base.optimizer.expert",
         ),
         (
+            "/base/model/attention/kind",
+            "mlx",
+            "unknown_kind",
+            "/base/model/attention/kind",
+            "there is no kind 'mlx'; did you mean mla?",
+        ),
+        (
+            "/base/model/attention/num_kv_heads",
+            3,
+            "invalid",
+            "/base/model/attention/num_heads",
+            "num_heads=2 is not a multiple of num_kv_heads=3",
+        ),
+        (
+            "/base/model/attention/windw",
+            3,
+            "unknown_field",
+            "/base/model/attention/windw",
+            "did you mean window",
+        ),
+        (
             "/base/model/moe/balancing/0/coefficient",
             -1,
             "out_of_range",

@@ -7,13 +7,18 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.models import META, dense_and_moe_configs, model_config, moe_fields, random_tokens, tiny_model
+from trainer.config.attention import AttentionConfig
 from trainer.config.model import ModelConfig
+from trainer.model.attention_size import mixing_flops
 from trainer.model.build import build_model
 from trainer.model.size import flops_per_token, model_size
 from trainer.model.transformer import Transformer
+
+ATTENTION: TypeAdapter[AttentionConfig] = TypeAdapter(AttentionConfig)
 
 
 @st.composite
@@ -138,6 +143,14 @@ SPEEDRUN = {
     "attention": heads(12, 12, 64),
     "tie_embeddings": False,
 }
+MLA = {
+    "kind": "mla",
+    "num_heads": 16,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
 # Exact totals: number of elements in the released safetensors files, or exact counts in the authors' own reports.
 PUBLISHED = {
     "nmoe-dense-d12": (SPEEDRUN, Published(190_532_352, 190_532_352, 151_898_880, 113_265_408)),
@@ -225,6 +238,63 @@ PUBLISHED = {
         },
         Published(6_919_161_856, 1_282_017_280, 1_178_994_688, 6_713_116_672),
     ),
+    "Moonlight-16B-A3B": (
+        {
+            "vocab_size": 163840,
+            "dim": 2048,
+            "num_layers": 27,
+            "hidden_dim": 11264,
+            "attention": MLA,
+            "moe": {
+                "num_experts": 64,
+                "top_k": 6,
+                "hidden_dim": 1408,
+                "num_shared_experts": 2,
+                "num_dense_layers": 1,
+                "router": {"score": "sigmoid", "scale": 2.446},
+            },
+            "tie_embeddings": False,
+        },
+        Published(15_960_108_544, 2_914_774_528, 2_579_230_208, 15_289_019_904),
+    ),
+    "DeepSeek-V2-Lite": (
+        {
+            "vocab_size": 102400,
+            "dim": 2048,
+            "num_layers": 27,
+            "hidden_dim": 10944,
+            "attention": MLA,
+            "moe": {
+                "num_experts": 64,
+                "top_k": 6,
+                "hidden_dim": 1408,
+                "num_shared_experts": 2,
+                "num_dense_layers": 1,
+                "router": {"normalize": False},
+            },
+            "tie_embeddings": False,
+        },
+        Published(15_706_484_224),
+    ),
+    "nmoe-moonlight": (
+        {
+            "vocab_size": 201088,
+            "dim": 2048,
+            "num_layers": 27,
+            "hidden_dim": 11264,
+            "attention": MLA | {"q_lora_rank": 1536},
+            "moe": {
+                "num_experts": 64,
+                "top_k": 6,
+                "hidden_dim": 1408,
+                "num_shared_experts": 2,
+                "num_dense_layers": 1,
+                "router": {"score": "sigmoid"},
+            },
+            "tie_embeddings": False,
+        },
+        Published(16_155_185_152, 3_109_851_136, 2_698_022_912, 15_331_528_704),
+    ),
     "Llama-3-8B": (
         {
             "vocab_size": 128256,
@@ -252,6 +322,30 @@ def test_published_architecture_builds_with_its_count(name: str) -> None:
     document, published = PUBLISHED[name]
     model = build_model(ModelConfig.model_validate(document), seed=0, device=META)
     assert sum(parameter.numel() for parameter in model.parameters()) == published.total
+
+
+MIXED = {
+    "mla": {
+        "kind": "mla",
+        "num_heads": 3,
+        "kv_lora_rank": 10,
+        "q_lora_rank": 7,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_flops_of_projections_are_those_torch_counts(kind: str) -> None:
+    config = model_config(num_layers=3).model_copy(update={"attention": ATTENTION.validate_python(MIXED[kind])})
+    with FlopCounterMode(display=False) as counter:
+        tiny_model(config).double()(random_tokens(2, 16)).logits_BLV.logsumexp(-1).mean().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(flops for op, flops in counts.items() if "attention" not in str(op))
+    mixing = 3 * config.num_layers * mixing_flops(config.attention, seq_len=16)
+    assert flops_per_token(config, seq_len=16) - mixing == products / (2 * 16)
 
 
 def test_window_flops_are_those_of_the_visible_positions() -> None:
