@@ -31,6 +31,12 @@ class MoEConfig(Section):
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if twice:
             raise ValueError(f"balancing lists {', '.join(twice)} more than once; each kind may appear once")
+        self.router.check_fit(num_experts=self.num_experts, top_k=self.top_k)
+        if kinds and not self.router.is_learned:
+            raise ValueError(
+                f"balancing lists {', '.join(kinds)}, which cannot act on router.kind={self.router.kind}: nothing of "
+                "it is learned; leave balancing empty"
+            )
         return self
 
 

@@ -34,11 +34,14 @@ class Block(nn.Module):
             assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
             self.feed_forward = MoELayer(config.moe, dim=config.dim)
 
-    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Routing | None]:
-        """Returns the residual stream after this layer, and the routing if the layer has experts."""
+    def forward(self, x_BLD: Tensor, tokens_BL: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+        """Returns the residual stream after this layer, and the routing if the layer has experts.
+
+        `tokens_BL` are the tokens of the vocabulary, for routers that choose by them.
+        """
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
         normalised_BLD = self.feed_forward_norm(x_BLD)
         if isinstance(self.feed_forward, MoELayer):
-            out_BLD, routing = self.feed_forward(normalised_BLD)
+            out_BLD, routing = self.feed_forward(normalised_BLD, tokens_BL)
             return x_BLD + out_BLD, routing
         return x_BLD + self.feed_forward(normalised_BLD), None

@@ -183,6 +183,12 @@ def _moe(config: ModelConfig) -> MoEConfig:
 
 
 # One entry per kind of component; tests/contracts checks that none is missing.
-_ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {"top_k": lambda dim, moe: dim * moe.num_experts}
+_ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
+    "group_limited": lambda dim, moe: dim * moe.num_experts,
+    "hash": lambda dim, moe: 0,
+    "random": lambda dim, moe: 0,
+    "sinkhorn": lambda dim, moe: dim * moe.num_experts,
+    "top_k": lambda dim, moe: dim * moe.num_experts,
+}
 _OPTIMIZER_VALUES = {"adamw": 2.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}

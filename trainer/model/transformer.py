@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         x_BLD = self.embedding(tokens_BL)
         routings: list[LayerRouting] = []
         for layer, block in enumerate(self.blocks):
-            x_BLD, routing = block(x_BLD)
+            x_BLD, routing = block(x_BLD, tokens_BL)
             if routing is not None:
                 routings.append(LayerRouting.of(routing, layer=layer, num_sequences=len(tokens_BL)))
         return self.final_norm(x_BLD), tuple(routings)

@@ -74,6 +74,21 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
         ("/base/schedule", {"kind": "cosin"}, "unknown_kind", "/base/schedule/kind", "did you mean cosine?"),
         ("/base/schedule", {}, "unknown_kind", "/base/schedule/kind", "`kind` is missing"),
         ("/base/optimizer", {"kind": "moun", "lr": 1e-3}, "unknown_kind", "/base/optimizer/kind", "did you mean muon?"),
+        (
+            "/base/model/moe/router",
+            {"kind": "topk"},
+            "unknown_kind",
+            "/base/model/moe/router/kind",
+            "did you mean top_k?",
+        ),
+        (
+            "/base/model/moe/router",
+            {"kind": "group_limited", "num_groups": 3, "groups_per_token": 1},
+            "invalid",
+            "/base/model/moe/router/num_groups",
+            "router.num_groups=3 does not divide num_experts=4",
+        ),
+        ("/base/model/moe/router", {"kind": "hash"}, "invalid", "/base/model/moe/balancing", "leave balancing empty"),
         ("/base/optimizer", {"lrr": 1e-3}, "missing_field", "/base/optimizer/lr", "'lr' is missing"),
         (
             "/base/optimizer",
