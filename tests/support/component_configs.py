@@ -53,6 +53,8 @@ ATTENTION_VARIANTS: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 8,
     },
+    "kda-heads": {"kind": "kda", "num_heads": 3, "head_dim": 10, "conv_size": 3},
+    "gdn-heads": {"kind": "gdn", "num_heads": 3, "head_dim": 6, "v_head_dim": 10},
     "mla-wide-values": {
         "kind": "mla",
         "num_heads": 2,

@@ -16,9 +16,10 @@ def train_config(
     precision: str = "fp32",
     moe: dict[str, Any] | None = None,
     attention: dict[str, Any] | None = None,
+    seq_len: int = 32,
     **fields: Any,
 ) -> TrainConfig:
-    """Returns a model of 3 layers of width 64 on micro-batches of 4 x 32 tokens; `fields` are those of the loop."""
+    """Returns a model of 3 layers of width 64 on micro-batches of 4 sequences; `fields` are those of the loop."""
     document = {
         "model": {
             "vocab_size": 1024,
@@ -28,7 +29,7 @@ def train_config(
             "attention": attention or {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "qk_norm": moe is None},
             "moe": moe,
         },
-        "data": {"seq_len": 32, "tokenizer": "bpe-1024"},
+        "data": {"seq_len": seq_len, "tokenizer": "bpe-1024"},
         "optimizer": {"lr": 1e-3},
         "precision": {"kind": precision},
         "loop": {"budget_tokens": 1000, "global_batch_size": 4, "micro_batch_size": 4} | fields,

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 ATTENTIONS: Registry["Attention"] = Registry(
     "attention",
     {
+        "gdn": "trainer.attention.gdn:GatedDeltaNet",
         "gqa": "trainer.attention.gqa:GroupedQueryAttention",
+        "kda": "trainer.attention.kda:KimiDeltaAttention",
         "mla": "trainer.attention.mla:MultiHeadLatentAttention",
     },
 )

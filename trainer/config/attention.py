@@ -60,8 +60,38 @@ class MultiHeadLatentAttentionConfig(Section):
     rope_theta: float = Field(default=10_000.0, gt=1)
 
 
+class KimiDeltaAttentionConfig(Section):
+    """Linear attention by the gated delta rule with a decay per key feature. Its cost grows with the length.
+
+    Source: Kimi Linear, arXiv:2510.26692.
+    """
+
+    kind: Literal["kda"] = "kda"
+    num_heads: int = Field(ge=1, le=1024)
+    head_dim: int = Field(ge=2, le=1024)
+    """Of queries, keys and values, and the rank that decay and output gate are made through."""
+    conv_size: int = Field(default=4, ge=1, le=64)
+    """Positions the short convolution of queries, keys and values sees, its own included."""
+
+
+class GatedDeltaNetConfig(Section):
+    """Linear attention by the gated delta rule with one decay per head.
+
+    Source: Yang et al. 2024, arXiv:2412.06464.
+    """
+
+    kind: Literal["gdn"] = "gdn"
+    num_heads: int = Field(ge=1, le=1024)
+    head_dim: int = Field(ge=2, le=1024)
+    """Of queries and keys."""
+    v_head_dim: int = Field(ge=2, le=2048)
+    """Of values. Not 1: the norm of a head's result would leave nothing but a sign."""
+    conv_size: int = Field(default=4, ge=1, le=64)
+    """Positions the short convolution of queries, keys and values sees, its own included."""
+
+
 AttentionConfig = Annotated[
-    GroupedQueryAttentionConfig | MultiHeadLatentAttentionConfig,
+    GroupedQueryAttentionConfig | MultiHeadLatentAttentionConfig | KimiDeltaAttentionConfig | GatedDeltaNetConfig,
     Field(discriminator="kind"),
     kind_defaults_to("gqa"),
 ]

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support.models import META, dense_and_moe_configs, model_config, moe_fields, random_tokens, tiny_model
-from trainer.config.attention import AttentionConfig
+from tests.support.models import (
+    META,
+    dense_and_moe_configs,
+    model_config,
+    moe_fields,
+    random_rows,
+    random_tokens,
+    tiny_model,
+)
+from trainer.attention import ATTENTIONS
+from trainer.attention.delta_rule import chunked_delta_rule
+from trainer.config.attention import AttentionConfig, GatedDeltaNetConfig, KimiDeltaAttentionConfig
 from trainer.config.model import ModelConfig
-from trainer.model.attention_size import mixing_flops
+from trainer.model.attention_size import attention_parameters, mixing_flops
 from trainer.model.build import build_model
 from trainer.model.size import flops_per_token, model_size
 from trainer.model.transformer import Transformer
@@ -346,6 +356,35 @@ def test_flops_of_projections_are_those_torch_counts(kind: str) -> None:
     products = sum(flops for op, flops in counts.items() if "attention" not in str(op))
     mixing = 3 * config.num_layers * mixing_flops(config.attention, seq_len=16)
     assert flops_per_token(config, seq_len=16) - mixing == products / (2 * 16)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [KimiDeltaAttentionConfig(num_heads=2, head_dim=6), GatedDeltaNetConfig(num_heads=2, head_dim=6, v_head_dim=10)],
+    ids=lambda config: config.kind,
+)
+def test_weights_of_linear_attention_cost_two_flops_each(config: AttentionConfig) -> None:
+    layer = ATTENTIONS[config.kind](config, dim=16, norm_eps=1e-6)
+    delta_rule: list[float] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        with FlopCounterMode(display=False) as inner:
+            result = chunked_delta_rule(*args, **options)
+        delta_rule.append(inner.get_total_flops())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
+        patch.setattr(sys.modules[type(layer).__module__], "chunked_delta_rule", counted)
+        layer(random_rows(2, 20, 16))
+    weights = attention_parameters(config, dim=16).matrices
+    # The first positions see less than the whole convolution, which is counted whole.
+    assert counter.get_total_flops() - delta_rule[0] == 2 * 20 * 2 * weights
+
+
+def test_flops_of_linear_attention_do_not_grow_with_the_length() -> None:
+    linear = KimiDeltaAttentionConfig(num_heads=4, head_dim=8)
+    config = model_config().model_copy(update={"attention": linear})
+    assert flops_per_token(config, seq_len=4096) == flops_per_token(config, seq_len=64)
 
 
 def test_window_flops_are_those_of_the_visible_positions() -> None:
