@@ -13,6 +13,9 @@ class RouterSection(Section):
     is_learned: ClassVar[bool] = True
     """Whether the choice depends on weights that training moves, so that a balancing method can act on it."""
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether in training a token's experts depend on later tokens, so that the training loss may be flattered."""
+
     def check_fit(self, *, num_experts: int, top_k: int) -> None:
         """Raises ValueError, naming the field, if this router cannot choose `top_k` of `num_experts`."""
         del num_experts, top_k
@@ -86,6 +89,8 @@ class SinkhornRouterConfig(LearnedRouterSection):
 
     Source: S-BASE of Clark et al. 2022, arXiv:2202.01169.
     """
+
+    looks_ahead: ClassVar[bool] = True
 
     kind: Literal["sinkhorn"] = "sinkhorn"
     num_iterations: int = Field(default=8, ge=1, le=100)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from orchestrator.admission import admit
 from orchestrator.capacity import Capacity, NodeCapacity
 from orchestrator.errors import SpecProblem, SpecRejected
+from orchestrator.search.space import resolve
 from orchestrator.spec import ExperimentSpec
 from tests.support.specs import experiment_document, train_document
+from trainer.config.routers import TopKRouterConfig
 
 LAPTOP = Capacity(nodes=(NodeCapacity(cpus=2, gpus=0, memory_gib=4),))
 DELETE = object()
@@ -284,6 +286,25 @@ def test_search_of_nothing_is_refused() -> None:
 def test_tpe_that_only_draws_at_random_is_a_warning() -> None:
     admitted = admit(experiment_document(sampler={"kind": "tpe"}, num_trials=10), capacity=LAPTOP)
     assert "TPE's model is never used" in admitted.warnings[0]
+
+
+def test_optimizers_and_routers_are_searched_as_options_with_and_without_a_kind() -> None:
+    lr = {"float": [1e-4, 1e-2], "log": True}
+    space = {
+        "optimizer": {"options": {"default": {"lr": lr}, "muon": {"kind": "muon", "lr": lr}}},
+        "model.moe.router": {"options": {"default": {"score": "sigmoid"}, "sinkhorn": {"kind": "sinkhorn"}}},
+    }
+    admitted = admit(experiment_document(space=space), capacity=LAPTOP)
+    assert admitted.warnings == []
+    point = {
+        "optimizer": "muon",
+        "optimizer.muon.lr": 0.01,
+        "model.moe.router": "default",
+    }
+    config = resolve(admitted.spec, point)
+    assert (config.optimizer.kind, config.optimizer.lr) == ("muon", 0.01)
+    assert config.model.moe is not None
+    assert config.model.moe.router == TopKRouterConfig(score="sigmoid")
 
 
 def test_unknown_cluster_skips_the_checks_against_it() -> None:
