@@ -40,7 +40,7 @@ _WANTED = {
     "tuple_type": "a list",
     "list_type": "a list",
 }
-_NAMED_FIELD = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)(?:=|: | is | lists )")
+_NAMED_FIELD = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?:=|: | is | lists )")
 
 
 def strict_json(value: Any) -> str:
@@ -229,9 +229,12 @@ def _named(message: str, place: tuple[str | int, ...], node: Any) -> tuple[tuple
         return place, node
     inner, value = place, node
     for part in match.group(1).split("."):
-        if not isinstance(value, dict) or part not in value:
+        if isinstance(value, dict) and part in value:
+            inner, value = (*inner, part), value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            inner, value = (*inner, int(part)), value[int(part)]
+        else:
             return place, node
-        inner, value = (*inner, part), value[part]
     return inner, value
 
 

@@ -30,6 +30,20 @@ class SequenceBalancingLossConfig(Section):
     coefficient: float = Field(gt=0, le=10)
 
 
+class GroupBalancingLossConfig(Section):
+    """Balance between groups of experts, whatever the balance within them: the device-level loss of DeepSeekMoE.
+
+    The experts stand in `num_groups` groups of equal size, as for the group-limited router. Per layer, then the mean
+    over layers, of each micro-batch.
+
+    Source: Dai et al. 2024, arXiv:2401.06066, eq. 15-17.
+    """
+
+    kind: Literal["group_balancing_loss"] = "group_balancing_loss"
+    coefficient: float = Field(gt=0, le=10)
+    num_groups: int = Field(ge=2, le=1024)
+
+
 class RouterZLossConfig(Section):
     """Mean squared logsumexp of the router logits, per layer, then the mean over layers.
 
@@ -56,6 +70,10 @@ class LossFreeBiasConfig(Section):
 
 
 BalancerConfig = Annotated[
-    LoadBalancingLossConfig | SequenceBalancingLossConfig | RouterZLossConfig | LossFreeBiasConfig,
+    LoadBalancingLossConfig
+    | SequenceBalancingLossConfig
+    | GroupBalancingLossConfig
+    | RouterZLossConfig
+    | LossFreeBiasConfig,
     Field(discriminator="kind"),
 ]

@@ -31,6 +31,12 @@ class MoEConfig(Section):
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if twice:
             raise ValueError(f"balancing lists {', '.join(twice)} more than once; each kind may appear once")
+        for index, balancer in enumerate(self.balancing):
+            if balancer.kind == "group_balancing_loss" and self.num_experts % balancer.num_groups:
+                raise ValueError(
+                    f"balancing.{index}.num_groups={balancer.num_groups} does not divide num_experts="
+                    f"{self.num_experts}; choose a divisor"
+                )
         self.router.check_fit(num_experts=self.num_experts, top_k=self.top_k)
         if kinds and not self.router.is_learned:
             raise ValueError(

@@ -90,6 +90,13 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
             "/base/model/moe/router/num_groups",
             "router.num_groups=3 does not divide num_experts=4",
         ),
+        (
+            "/base/model/moe/balancing/0",
+            {"kind": "group_balancing_loss", "coefficient": 0.1, "num_groups": 3},
+            "invalid",
+            "/base/model/moe/balancing/0/num_groups",
+            "num_groups=3 does not divide num_experts=4",
+        ),
         ("/base/model/moe/router", {"kind": "hash"}, "invalid", "/base/model/moe/balancing", "leave balancing empty"),
         ("/base/optimizer", {"lrr": 1e-3}, "missing_field", "/base/optimizer/lr", "'lr' is missing"),
         (

@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
 from kernels import Routing, distribution, route
 from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
 from trainer.balancing.build import build_balancers
+from trainer.balancing.group_balancing_loss import group_balancing_loss
 from trainer.balancing.load_balancing_loss import LoadBalancingLoss, load_balancing_loss
 from trainer.balancing.loss_free_bias import LossFreeBias
 from trainer.balancing.router_z_loss import RouterZLoss
@@ -238,6 +240,39 @@ def test_sequence_loss_is_one_when_every_sequence_is_even() -> None:
     ring_EE = torch.stack([torch.linspace(3.0, 0.0, 6).roll(token) for token in range(6)])
     routing = LayerRouting.of(route(ring_EE.repeat(4, 1), top_k=2, normalize=True), layer=0, num_sequences=4)
     torch.testing.assert_close(sequence_balancing_loss(routing), torch.tensor(1.0))
+
+
+def test_group_loss_is_the_published_formula() -> None:
+    num_experts, num_groups, top_k, num_tokens = 6, 3, 2, 20
+    logits_TE = random_rows(num_tokens, num_experts)
+    routing = route(logits_TE, top_k=top_k, normalize=True)
+    share_E = num_experts / (top_k * num_tokens) * routing.counts_E  # f_i
+    mean_prob_E = logits_TE.softmax(-1).mean(dim=0)  # P_i
+    expected = sum(share_E[first : first + 2].mean() * mean_prob_E[first : first + 2].sum() for first in (0, 2, 4))
+    loss = group_balancing_loss(
+        routing.counts_E, routing.prob_sum_E, num_groups=num_groups, num_tokens=routing.num_tokens
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_group_loss_sees_groups_only() -> None:
+    # Of each group of two, one expert has all the load: even between the groups.
+    logits_TE = torch.full((8, 4), -40.0)
+    logits_TE[:4, 0] = logits_TE[4:, 2] = 40.0
+    even = route(logits_TE, top_k=1, normalize=True)
+    loss = group_balancing_loss(even.counts_E, even.prob_sum_E, num_groups=2, num_tokens=8)
+    torch.testing.assert_close(loss, torch.tensor(1.0))
+    torch.testing.assert_close(loss_of(even), torch.tensor(2.0))
+    logits_TE[:, :2] = 40.0  # all tokens to the first group
+    collapsed = route(logits_TE, top_k=2, normalize=True)
+    loss = group_balancing_loss(collapsed.counts_E, collapsed.prob_sum_E, num_groups=2, num_tokens=8)
+    assert loss > 1.5
+
+
+def test_groups_that_do_not_divide_the_experts_are_refused() -> None:
+    balancing = [{"kind": "group_balancing_loss", "coefficient": 0.1, "num_groups": 3}]
+    with pytest.raises(ValidationError, match=r"balancing\.0\.num_groups=3 does not divide num_experts=4"):
+        model_config(moe=moe_fields(balancing=balancing))
 
 
 def test_sequence_loss_gradient_does_not_depend_on_how_a_step_is_split() -> None:
