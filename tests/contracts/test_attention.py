@@ -95,7 +95,8 @@ def test_model_with_it_has_its_closed_form_size(kind: str) -> None:
     assert model_size(config).total == sum(parameter.numel() for parameter in model.parameters())
     layer = model.blocks[0].attention
     size = attention_parameters(config.attention, dim=config.dim)
-    assert size.matrices == sum(parameter.numel() for parameter in layer.parameters() if parameter.dim() >= 2)
+    matrices = sum(parameter.numel() for parameter in layer.parameters() if parameter.dim() >= 2)
+    assert size.matrices + size.block_matrices == matrices
     assert size.vectors == sum(parameter.numel() for parameter in layer.parameters() if parameter.dim() < 2)
     assert flops_per_token(config, seq_len=64) >= flops_per_token(config, seq_len=8) > 0
 

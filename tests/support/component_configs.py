@@ -55,6 +55,17 @@ ATTENTION_VARIANTS: dict[str, dict[str, Any]] = {
     },
     "kda-heads": {"kind": "kda", "num_heads": 3, "head_dim": 10, "conv_size": 3},
     "gdn-heads": {"kind": "gdn", "num_heads": 3, "head_dim": 6, "v_head_dim": 10},
+    "nsa-blocks": {
+        "kind": "nsa",
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 6,
+        "compression_block_size": 4,
+        "compression_stride": 2,
+        "selection_block_size": 4,
+        "num_selected_blocks": 3,
+        "window": 5,
+    },
     "mla-wide-values": {
         "kind": "mla",
         "num_heads": 2,

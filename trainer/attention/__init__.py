@@ -14,6 +14,7 @@ ATTENTIONS: Registry["Attention"] = Registry(
         "gqa": "trainer.attention.gqa:GroupedQueryAttention",
         "kda": "trainer.attention.kda:KimiDeltaAttention",
         "mla": "trainer.attention.mla:MultiHeadLatentAttention",
+        "nsa": "trainer.attention.nsa:NativeSparseAttention",
     },
 )
 """`kind` of an AttentionConfig -> its class."""

@@ -90,8 +90,60 @@ class GatedDeltaNetConfig(Section):
     """Positions the short convolution of queries, keys and values sees, its own included."""
 
 
+class NativeSparseAttentionConfig(Section):
+    """Every query attends to compressed blocks, to the blocks selected by their weight, and to a window.
+
+    The paper's sizes: compression 32 every 16, selection 16 blocks of 64, window 512.
+
+    Source: Yuan et al. 2025, arXiv:2502.11089, eq. 5-12.
+    """
+
+    kind: Literal["nsa"] = "nsa"
+    num_heads: int = Field(ge=1, le=1024)
+    num_kv_heads: int = Field(ge=1, le=1024)
+    head_dim: int = Field(ge=2, le=1024, multiple_of=2)
+    compression_block_size: int = Field(ge=1, le=2**16)
+    """Positions that become one compressed key and value."""
+    compression_stride: int = Field(ge=1, le=2**16)
+    """Positions from one compressed block to the next."""
+    selection_block_size: int = Field(ge=1, le=2**16)
+    num_selected_blocks: int = Field(ge=3, le=2**16)
+    """Blocks a query sees whole, of which three are always the first one, its own, and the one before."""
+    window: int = Field(ge=1, le=2**24)
+    rope_theta: float = Field(default=10_000.0, gt=1)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "NativeSparseAttentionConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
+                f"choose a divisor of {self.num_heads}"
+            )
+        for name in ("compression_block_size", "selection_block_size"):
+            if getattr(self, name) % self.compression_stride:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not a multiple of compression_stride="
+                    f"{self.compression_stride}; choose a multiple, so that blocks begin and end together"
+                )
+        if self.compression_block_size > self.selection_block_size:
+            raise ValueError(
+                f"compression_block_size={self.compression_block_size} exceeds selection_block_size="
+                f"{self.selection_block_size}; lower it, a compressed block scores the selected blocks it lies in"
+            )
+        if self.selection_block_size > self.window:
+            raise ValueError(
+                f"selection_block_size={self.selection_block_size} exceeds window={self.window}; lower it or widen "
+                "the window"
+            )
+        return self
+
+
 AttentionConfig = Annotated[
-    GroupedQueryAttentionConfig | MultiHeadLatentAttentionConfig | KimiDeltaAttentionConfig | GatedDeltaNetConfig,
+    GroupedQueryAttentionConfig
+    | MultiHeadLatentAttentionConfig
+    | KimiDeltaAttentionConfig
+    | GatedDeltaNetConfig
+    | NativeSparseAttentionConfig,
     Field(discriminator="kind"),
     kind_defaults_to("gqa"),
 ]

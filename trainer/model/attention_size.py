@@ -3,7 +3,8 @@
 Letters: D model dim, H query heads, G key-value heads, h head dim, W window, L sequence length, a bytes of a matmul
 operand (4, or 2 in bf16 autocast). In latent attention: c and q the ranks of the key-value and the query latent, n and
 r the features of a query without and with position, v those of a value. In the delta rule: e value head dim, S
-positions of the short convolution, C those of a chunk.
+positions of the short convolution, C those of a chunk. In sparse attention: l and s size and stride of the compressed
+blocks, b size of the selected ones.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from trainer.config.attention import (
     GroupedQueryAttentionConfig,
     KimiDeltaAttentionConfig,
     MultiHeadLatentAttentionConfig,
+    NativeSparseAttentionConfig,
 )
 
 KDA_CHUNK = 16
-"""Positions that Kimi delta attention works on at once: a decay per feature costs L * C * h within chunks. On a CPU thread
-forward and backward take 50 ms at 16, 208 ms at 64, and 198 ms position by position (B=4, L=256, 4 heads of 32)."""
+"""Positions that Kimi delta attention works on at once: a decay per feature costs L * C * h within chunks. On a CPU
+thread forward and backward take 50 ms at 16, 208 ms at 64, 198 ms position by position (B=4, L=256, 4 heads of 32)."""
 GDN_CHUNK = 64
 """Positions that gated DeltaNet works on at once, as in its authors' implementation: 16 ms there, 20 ms at 16."""
 
@@ -29,15 +31,17 @@ class AttentionParameters(NamedTuple):
 
     matrices: weights that every token is multiplied with, the projections.
     vectors: norm gains, biases, sinks.
+    block_matrices: weights that blocks of positions are multiplied with.
     """
 
     matrices: int
     vectors: int
+    block_matrices: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.matrices + self.vectors
+        return self.matrices + self.vectors + self.block_matrices
 
 
 def attention_parameters(config: AttentionConfig, *, dim: int) -> AttentionParameters:
@@ -47,6 +51,7 @@ def attention_parameters(config: AttentionConfig, *, dim: int) -> AttentionParam
     - mla: D*(c + r) + c*H*(n + v) + H*v*D, for the queries D*H*(n + r) or D*q + q*H*(n + r); norms c and q.
     - kda: queries, keys, values and result 4*D*H*h, convolutions 3*H*h*S, decay and gate 2*(D + H*h)*h, strength D*H;
       decay H + H*h, norm h.
+    - nsa: D*(2H*h + 6G*h + 3H); the compression of keys and of values 2*(l + 1)*h*h on blocks, with a bias 2h.
     - gdn: D*H*(2h + 3e), convolutions S*H*(2h + e), decay and strength 2*D*H; decay 2H, norm e.
     """
     return _PARAMETERS[config.kind](config, dim)
@@ -58,6 +63,8 @@ def mixing_flops(config: AttentionConfig, *, seq_len: int) -> float:
     - gqa: 4*H*h per visible position, for the score and the weighted value; a position sees (L+1)/2 positions on
       average, W - W*(W-1)/(2L) within a window W <= L.
     - mla: 2*H*(n + r + v) per visible position.
+    - nsa: as gqa per position that is compressed and visible, selected and visible, or in the window; the compression
+      4*G*(l + 1)*h*h every s positions. What the method needs: the form in torch computes all scores and hides some.
     - kda, gdn: H*(6*h*e + C*(3h + 2e)) at any length L >= C: three products with the memory, and of those within a
       chunk the causal half.
     """
@@ -75,6 +82,8 @@ def attention_activation_bytes(config: AttentionConfig, *, dim: int, seq_len: in
     - kda, gdn: dominated by what the chunks keep in float32. kda: the decays between the positions of a chunk and the
       keys that faded by them, 4*2*C*H*h; gdn: six C x C tables per head, 4*6*C*H; the memory once per chunk 4*H*h*e/C.
       The other terms count the operands of each product, convolution and gate.
+    - nsa: dominated by tables over pairs: which positions are selected a*H*L, how much each compressed block weighs
+      (4 + a)*H*L/s. The other terms count the operands of the three branches.
     In bf16 autocast each projection of the input keeps its own cast of it; three of them are counted by the layer.
     """
     return _ACTIVATION_BYTES[config.kind](config, dim, seq_len, operand)
@@ -190,6 +199,41 @@ def _gdn_activation_bytes(config: GatedDeltaNetConfig, dim: int, seq_len: int, o
     return convolutions + chunk + gate + _input_casts(6, dim, operand)
 
 
+def _nsa_parameters(config: NativeSparseAttentionConfig, dim: int) -> AttentionParameters:
+    width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return AttentionParameters(
+        matrices=dim * (2 * width + 6 * kv_width + 3 * config.num_heads),
+        vectors=2 * config.head_dim,
+        block_matrices=2 * (config.compression_block_size + 1) * config.head_dim**2,
+    )
+
+
+def _nsa_mixing_flops(config: NativeSparseAttentionConfig, seq_len: int) -> float:
+    size, stride = config.compression_block_size, config.compression_stride
+    num_compressed = max(0, (seq_len - size) // stride + 1)
+    compressed = sum(seq_len - (block * stride + size - 1) for block in range(num_compressed)) / seq_len
+    selected = 0
+    for block, start in enumerate(range(0, seq_len, config.selection_block_size)):
+        num_queries = min(config.selection_block_size, seq_len - start)
+        before = min(config.num_selected_blocks, block + 1) - 1
+        selected += num_queries * before * config.selection_block_size + num_queries * (num_queries + 1) // 2
+    positions = compressed + selected / seq_len + visible_positions(seq_len, config.window)
+    compression = 4 * config.num_kv_heads * (size + 1) * config.head_dim**2 * num_compressed / seq_len
+    return 4 * config.num_heads * config.head_dim * positions + compression
+
+
+def _nsa_activation_bytes(config: NativeSparseAttentionConfig, dim: int, seq_len: int, operand: int) -> int:
+    width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    size, stride = config.compression_block_size, config.compression_stride
+    num_compressed = max(0, (seq_len - size) // stride + 1)
+    tables = config.num_heads * (operand * seq_len + (4 + operand) * num_compressed)
+    compression = operand * num_compressed * ((2 * size + 4) * kv_width + 2 * width) // seq_len
+    windowed = max(0, seq_len - config.window)
+    window = operand * (4 * kv_width * windowed // seq_len + (width if windowed else 0))
+    kept = operand * (6 * width + 5 * kv_width + 3 * config.num_heads) + 8 * config.num_heads
+    return tables + compression + window + kept + _input_casts(4, dim, operand)
+
+
 def _filled(seq_len: int, chunk_size: int) -> int:
     """Returns the positions of whole chunks that hold the sequence."""
     return -(-seq_len // chunk_size) * chunk_size
@@ -206,6 +250,7 @@ _PARAMETERS: dict[str, Callable[[Any, int], AttentionParameters]] = {
     "gqa": _gqa_parameters,
     "kda": _kda_parameters,
     "mla": _mla_parameters,
+    "nsa": _nsa_parameters,
 }
 _MIXING_FLOPS: dict[str, Callable[[Any, int], float]] = {
     "gdn": lambda config, seq_len: _delta_rule_flops(
@@ -216,10 +261,12 @@ _MIXING_FLOPS: dict[str, Callable[[Any, int], float]] = {
         config.num_heads, config.head_dim, config.head_dim, min(KDA_CHUNK, seq_len)
     ),
     "mla": _mla_mixing_flops,
+    "nsa": _nsa_mixing_flops,
 }
 _ACTIVATION_BYTES: dict[str, Callable[[Any, int, int, int], int]] = {
     "gdn": _gdn_activation_bytes,
     "gqa": _gqa_activation_bytes,
     "kda": _kda_activation_bytes,
     "mla": _mla_activation_bytes,
+    "nsa": _nsa_activation_bytes,
 }
