@@ -131,6 +131,64 @@ class AdafactorConfig(Section):
     embedding: RateOverrides = RateOverrides()
 
 
+class AdamWRule(RateOverrides):
+    """AdamW for one role; see AdamWConfig."""
+
+    kind: Literal["adamw"] = "adamw"
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0, le=1e-2)
+
+
+class MuonRule(RateOverrides):
+    """Muon for the matrices of one role, AdamW with its defaults for the role's vectors; see MuonConfig."""
+
+    kind: Literal["muon"] = "muon"
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    nesterov: bool = True
+    num_iterations: int = Field(default=5, ge=1, le=20)
+
+
+class LionRule(RateOverrides):
+    """Lion for one role; see LionConfig."""
+
+    kind: Literal["lion"] = "lion"
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+
+
+class AdafactorRule(RateOverrides):
+    """Adafactor for one role; see AdafactorConfig."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay_exponent: float = Field(default=0.8, gt=0, le=1)
+    clip_threshold: float = Field(default=1.0, gt=0, le=100)
+    min_weight_rms: float = Field(default=1e-3, gt=0, le=1)
+
+
+RoleRule = Annotated[
+    AdamWRule | MuonRule | LionRule | AdafactorRule, Field(discriminator="kind"), kind_defaults_to("adamw")
+]
+
+
+class ByRoleConfig(Section):
+    """Several optimizers at once: each role of parameters has its own, under one schedule.
+
+    A role's learning rate is `lr` times its `lr_scale`: the kinds want rates of different sizes, see their configs.
+    """
+
+    kind: Literal["by_role"] = "by_role"
+    lr: LearningRate
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    """Of roles that have none of their own; a router without one is not decayed."""
+    dense: RoleRule = AdamWRule()
+    router: RoleRule = AdamWRule()
+    expert: RoleRule = AdamWRule()
+    embedding: RoleRule = AdamWRule()
+
+
 OptimizerConfig = Annotated[
-    AdamWConfig | MuonConfig | LionConfig | AdafactorConfig, Field(discriminator="kind"), kind_defaults_to("adamw")
+    AdamWConfig | MuonConfig | LionConfig | AdafactorConfig | ByRoleConfig,
+    Field(discriminator="kind"),
+    kind_defaults_to("adamw"),
 ]

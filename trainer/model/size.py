@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.config.model import ModelConfig, MoEConfig
+from trainer.config.optimizers import ParameterRole
 from trainer.config.train import TrainConfig
 from trainer.model.attention_size import attention_activation_bytes, attention_parameters, mixing_flops
 
@@ -168,13 +169,21 @@ def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int
 def _optimizer_values(config: TrainConfig) -> float:
     """Returns the numbers an optimizer keeps, step counts and, of Muon, second moments of vectors left out."""
     size = model_size(config.model)
-    kind = config.optimizer.kind
-    if kind != "muon":
-        return _OPTIMIZER_VALUES[kind] * size.total
-    moe = config.model.moe
-    routers = 0 if moe is None else _ROUTER_PARAMETERS[moe.router.kind](config.model.dim, moe)
-    tables = size.total - size.non_embedding_total
-    return size.total + tables + config.model.layer_kinds().count("moe") * routers
+    optimizer = config.optimizer
+    if optimizer.kind not in ("muon", "by_role"):
+        return _OPTIMIZER_VALUES[optimizer.kind] * size.total
+    moe, num_layers = config.model.moe, config.model.layer_kinds().count("moe")
+    parameters: dict[ParameterRole, int] = {
+        "router": 0 if moe is None else num_layers * _ROUTER_PARAMETERS[moe.router.kind](config.model.dim, moe),
+        "expert": 0 if moe is None else num_layers * moe.num_experts * 3 * config.model.dim * moe.hidden_dim,
+        "embedding": size.total - size.non_embedding_total,
+    }
+    parameters["dense"] = size.total - sum(parameters.values())
+    if optimizer.kind == "muon":
+        rules = {"dense": "muon", "expert": "muon", "router": "adamw", "embedding": "adamw"}
+    else:
+        rules = {role: getattr(optimizer, role).kind for role in parameters}
+    return sum(_OPTIMIZER_VALUES[rules[role]] * number for role, number in parameters.items())
 
 
 def _moe(config: ModelConfig) -> MoEConfig:
@@ -190,5 +199,5 @@ _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
     "sinkhorn": lambda dim, moe: dim * moe.num_experts,
     "top_k": lambda dim, moe: dim * moe.num_experts,
 }
-_OPTIMIZER_VALUES = {"adamw": 2.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
+_OPTIMIZER_VALUES = {"adamw": 2.0, "muon": 1.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}

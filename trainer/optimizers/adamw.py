@@ -51,6 +51,11 @@ def betas(config: BetasConfig, overrides: GroupOverrides) -> tuple[float, float]
     return beta1, beta2
 
 
+def adamw_options(group_betas: tuple[float, float], *, eps: float) -> dict[str, Any]:
+    """Returns the options of a group that `adamw_update` updates, rate and decay excepted."""
+    return {"rule": "adamw", "betas": group_betas, "eps": eps, "fused": True}
+
+
 def adamw_update(parameters: Sequence[Tensor], states: Sequence[dict[str, Tensor]], group: Mapping[str, Any]) -> None:
     """The same update as an `UpdateRule`, for optimizers that leave some parameters to AdamW.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.optimizers import GroupOverrides, MomentumOverrides, MuonConfig
-from trainer.optimizers.adamw import adamw_update, betas
+from trainer.optimizers.adamw import adamw_options, adamw_update, betas
 from trainer.optimizers.base import OptimizerBuilder
 from trainer.optimizers.grouped import GroupedOptimizer, decay, gradients
 from trainer.optimizers.groups import RoleGroup, rate_options, role_groups
@@ -46,23 +46,28 @@ class Muon(OptimizerBuilder):
         overrides: GroupOverrides | MomentumOverrides = getattr(config, group.role)
         shared = rate_options(group, config, overrides)
         if isinstance(overrides, GroupOverrides):
-            return [shared | self._adamw_options(betas(config, overrides))]
-        # A stack is one of experts: another tensor of three dimensions, such as a convolution's, is no matrix.
-        num_dims = 3 if group.role == "expert" else 2
-        momentum = config.momentum if overrides.momentum is None else overrides.momentum
-        muon_options = {
+            return [shared | adamw_options(betas(config, overrides), eps=config.eps)]
+        muon = {
             "rule": "muon",
-            "momentum": momentum,
+            "momentum": config.momentum if overrides.momentum is None else overrides.momentum,
             "nesterov": config.nesterov,
             "num_iterations": config.num_iterations,
         }
-        matrices = [parameter for parameter in group.parameters if parameter.dim() == num_dims]
-        others = [parameter for parameter in group.parameters if parameter.dim() != num_dims]
-        parts = ((matrices, muon_options), (others, self._adamw_options((config.beta1, config.beta2))))
-        return [shared | options | {"params": parameters} for parameters, options in parts if parameters]
+        return split_matrices(group, shared, muon, adamw_options((config.beta1, config.beta2), eps=config.eps))
 
-    def _adamw_options(self, group_betas: tuple[float, float]) -> dict[str, Any]:
-        return {"rule": "adamw", "betas": group_betas, "eps": self.config.eps, "fused": True}
+
+def split_matrices(
+    group: RoleGroup, shared: dict[str, Any], muon: dict[str, Any], others: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the parameter groups of a role's matrices, with the options `muon`, and of all else, with `others`.
+
+    A stack of matrices is one of experts: another tensor of three dimensions, such as a convolution's, is no matrix.
+    """
+    num_dims = 3 if group.role == "expert" else 2
+    matrices = [parameter for parameter in group.parameters if parameter.dim() == num_dims]
+    rest = [parameter for parameter in group.parameters if parameter.dim() != num_dims]
+    parts = ((matrices, muon), (rest, others))
+    return [shared | options | {"params": parameters} for parameters, options in parts if parameters]
 
 
 def muon_update(parameters: Sequence[Tensor], states: Sequence[dict[str, Tensor]], group: Mapping[str, Any]) -> None:

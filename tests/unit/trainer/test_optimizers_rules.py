@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from tests.support.models import META, dense_and_moe_configs, random_rows, random_tokens, tiny_model
 from tests.support.training import STEP_TOKENS, run_training, train_config
-from trainer.config.optimizers import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from trainer.config.optimizers import (
+    AdafactorConfig,
+    AdamWConfig,
+    ByRoleConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+)
 from trainer.model.build import build_model, parameter_roles
 from trainer.model.transformer import Transformer
 from trainer.optimizers.adafactor import adafactor_update
@@ -205,6 +212,46 @@ def test_adafactor_keeps_a_row_and_a_column_per_matrix() -> None:
     }
 
 
+BY_ROLE = {
+    "kind": "by_role",
+    "lr": 1e-2,
+    "dense": {"kind": "muon", "momentum": 0.9},
+    "expert": {"kind": "lion", "lr_scale": 0.2, "beta2": 0.98},
+    "router": {"beta2": 0.99},
+    "embedding": {"kind": "adafactor", "lr_scale": 5.0, "weight_decay": 0.0},
+}
+
+
+def test_each_role_is_updated_as_by_the_optimizer_of_its_kind() -> None:
+    alone = {
+        "dense": MuonConfig(lr=1e-2, momentum=0.9),
+        "expert": LionConfig(lr=2e-3, beta2=0.98),
+        "router": AdamWConfig(lr=1e-2, beta2=0.99),
+        "embedding": AdafactorConfig(lr=5e-2),
+    }
+    model = tiny_model(CONFIG)
+    step(model, build_optimizer(ByRoleConfig.model_validate(BY_ROLE), model))
+    roles = parameter_roles(model)
+    for role, config in alone.items():
+        other = tiny_model(CONFIG)
+        step(other, build_optimizer(config, other))
+        for name, parameter in model.named_parameters():
+            if roles[name] == role:
+                torch.testing.assert_close(parameter, other.get_parameter(name), msg=name)
+
+
+def step(model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+    model(random_tokens(2, 8), random_tokens(2, 8, seed=1)).loss.backward()
+    optimizer.step()
+
+
+def test_learning_rate_of_a_role_is_scaled() -> None:
+    model = build_model(CONFIG, seed=0, device=META)
+    optimizer = build_optimizer(ByRoleConfig.model_validate(BY_ROLE), model)
+    rates = {group["role"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"dense": 1e-2, "expert": 2e-3, "router": 1e-2, "embedding": 5e-2})
+
+
 @pytest.mark.parametrize("config", [AdamWConfig(lr=1e-2), MuonConfig(lr=1e-2), LionConfig(lr=1e-3)])
 def test_repeated_run_is_bit_equal(config: OptimizerConfig) -> None:
     ends = []
@@ -223,9 +270,11 @@ def train(model: Transformer, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", ["muon", "lion", "adafactor"])
-def test_run_stopped_and_resumed_from_its_checkpoint_is_bit_equal(tmp_path: Path, kind: str) -> None:
-    config = train_config(num_steps=6, optimizer={"kind": kind, "lr": 0.01})
+@pytest.mark.parametrize(
+    "optimizer", [{"kind": "muon"}, {"kind": "lion"}, {"kind": "adafactor"}, BY_ROLE], ids=lambda fields: fields["kind"]
+)
+def test_run_stopped_and_resumed_from_its_checkpoint_is_bit_equal(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    config = train_config(num_steps=6, optimizer={"lr": 0.01} | optimizer)
     whole = run_training(config, tmp_path / "whole")
     stopped = run_training(config, tmp_path / "run", stop_at_tokens=3 * STEP_TOKENS)
     assert stopped.last.checkpoint is not None
