@@ -204,6 +204,13 @@ def test_unknown_field_lists_the_fields_there_are() -> None:
     assert "num_experts, top_k, hidden_dim" in problem.allowed
 
 
+def test_object_without_a_kind_has_the_fields_of_the_default_kind() -> None:
+    (problem,) = problems_of(changed("/base/optimizer", {"lr": 1e-3, "momentum": 0.9}))
+    assert (problem.pointer, problem.code) == ("/base/optimizer/momentum", "unknown_field")
+    assert problem.allowed == "fields: kind, lr, beta1, beta2, eps, weight_decay, dense, router, expert, embedding"
+    assert "did you mean momentum" not in problem.message
+
+
 def test_keys_with_slashes_are_escaped_in_pointers() -> None:
     (problem,) = problems_of(changed("/space", {"a/b~c": {"choice": [1]}}))
     assert problem.pointer == "/space/a~1b~0c"

@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.support.component_configs import config_classes, example_config
 from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
-from tests.support.training import STEP_TOKENS, run_training, train_config
+from tests.support.training import STEP_TOKENS, exact_columns, run_training, train_config
 from trainer.config.routers import (
     GroupLimitedRouterConfig,
     HashRouterConfig,
     RandomRouterConfig,
+    RouterConfig,
     SinkhornRouterConfig,
     TopKRouterConfig,
 )
@@ -229,3 +232,17 @@ def test_run_stopped_and_resumed_is_bit_equal(tmp_path: Path, router: dict[str, 
     assert resumed.weights().keys() == whole.weights().keys()
     assert all(torch.equal(tensor, whole.weights()[name]) for name, tensor in resumed.weights().items())
     assert resumed.last.evaluation == whole.last.evaluation
+    for kind in ("scalars", "router"):
+        assert exact_columns(resumed.table(kind)).equals(exact_columns(whole.table(kind))), kind
+
+
+@pytest.mark.parametrize("kind", config_classes(RouterConfig))
+def test_router_telemetry_is_complete_and_finite(tmp_path: Path, kind: str) -> None:
+    router = example_config(RouterConfig, kind).model_dump()
+    moe = {"num_experts": 4, "top_k": 2, "hidden_dim": 16, "router": router}
+    finished = run_training(train_config(num_steps=3, model=train_config().model.model_dump() | {"moe": moe}), tmp_path)
+    table = finished.table("router")
+    assert table.num_rows == 3 * 2  # steps, layers
+    for name in table.column_names:
+        if name.startswith("router/") and "bias" not in name:
+            assert np.isfinite(np.asarray(table[name].to_pylist(), dtype=float)).all(), name
