@@ -4,18 +4,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.support.component_configs import attention_examples
 from tests.support.models import CPU, model_config, random_tokens, tiny_model
+from trainer.attention import ATTENTIONS
 from trainer.config.model import ModelConfig
 from trainer.model.build import build_model
+from trainer.model.size import model_size
 
 GLOBAL = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 
 
 def pattern(num_layers: int, every: int) -> str:
+    """Returns one letter per layer: l for local, G for global."""
     config = local_and_global(num_layers, every)
-    return "".join("global" if each.window is None else "l" for each in config.layer_attentions()).replace(
-        "global", "G"
-    )
+    return "".join("G" if attention.window is None else "l" for attention in config.layer_attentions())
 
 
 def local_and_global(num_layers: int, every: int, window: int = 3) -> ModelConfig:
@@ -65,3 +67,34 @@ def test_a_window_that_covers_the_sequence_changes_nothing() -> None:
 def test_a_pattern_needs_its_period() -> None:
     with pytest.raises(ValidationError, match=r"global_attention\.every"):
         model_config(global_attention={"attention": GLOBAL})
+
+
+@pytest.mark.parametrize("local", ATTENTIONS)
+def test_any_kind_goes_with_any_other(local: str) -> None:
+    """Size, past logits and documents of a model whose layers have different kinds, as in Kimi Linear."""
+    examples = attention_examples()
+    for name in ("mla-q-lora", "nsa-blocks"):
+        document = {
+            "num_layers": 3,
+            "attention": examples[local].model_dump(),
+            "global_attention": {"every": 2, "attention": examples[name].model_dump()},
+        }
+        config = ModelConfig.model_validate(model_config().model_dump() | document)
+        assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+        model = tiny_model(config).double()
+        assert model_size(config).total == sum(parameter.numel() for parameter in model.parameters())
+        tokens_BL = random_tokens(2, 12)
+        whole, prefix = model(tokens_BL).logits_BLV, model(tokens_BL[:, :7]).logits_BLV
+        torch.testing.assert_close(whole[:, :7], prefix, rtol=0, atol=1e-9)
+
+
+def test_attention_without_a_kind_is_grouped_query_attention() -> None:
+    config = ModelConfig.model_validate(
+        model_config().model_dump() | {"attention": GLOBAL, "global_attention": {"every": 2, "attention": GLOBAL}}
+    )
+    assert {attention.kind for attention in config.layer_attentions()} == {"gqa"}
+
+
+def test_an_unknown_kind_names_those_there_are() -> None:
+    with pytest.raises(ValidationError, match="'gqa', 'mla', 'kda', 'gdn', 'nsa'"):
+        ModelConfig.model_validate(model_config().model_dump() | {"attention": GLOBAL | {"kind": "mqa"}})
