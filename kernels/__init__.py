@@ -14,7 +14,7 @@ Letters: T tokens, D model dim, F expert hidden dim, E experts, K experts per to
 from kernels.dispatch import Backend, BackendUnavailable
 from kernels.experts import grouped_swiglu
 from kernels.permute import permute, unpermute
-from kernels.route import NUM_SUM_SLOTS, STAT_NAMES, STAT_SLOTS, RouterStats, Routing, route
+from kernels.route import NUM_SUM_SLOTS, STAT_NAMES, STAT_SLOTS, RouterStats, Routing, Score, distribution, route
 
 __all__ = [
     "NUM_SUM_SLOTS",
@@ -24,6 +24,8 @@ __all__ = [
     "BackendUnavailable",
     "RouterStats",
     "Routing",
+    "Score",
+    "distribution",
     "grouped_swiglu",
     "permute",
     "route",

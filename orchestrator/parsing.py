@@ -8,10 +8,10 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
 from orchestrator.errors import SpecProblem
 from orchestrator.screening import MAX_PROBLEMS, pointer, shown
@@ -40,7 +40,7 @@ _WANTED = {
     "tuple_type": "a list",
     "list_type": "a list",
 }
-_NAMED_FIELD = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)(?:=|: | is | lists )")
+_NAMED_FIELD = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?:=|: | is | lists )")
 
 
 def strict_json(value: Any) -> str:
@@ -82,7 +82,7 @@ def _parse(
             # An option's domain is seen as if it stood in the space itself, where the names of its members are known.
             loc = details["loc"] if root is ExperimentSpec else ("space", "", *details["loc"])
             document = value if root is ExperimentSpec else {"space": {"": value}}
-            inner, node = _follow(document, loc)
+            inner, node = follow(document, loc, is_missing=details["type"] == "missing")
             skipped = 0 if root is ExperimentSpec else 2
             found.append(_problem(dict(details), document, (*place, *inner[skipped:]), inner, node))
         return None, found
@@ -185,8 +185,12 @@ def _kind_problem(details: dict[str, Any], node: Any, place: tuple[str | int, ..
     )
 
 
-def _follow(document: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
-    """The place in the document, and the value there, that pydantic's `loc` means (it names union members too)."""
+def follow(document: Any, loc: Sequence[str | int], *, is_missing: bool = False) -> tuple[tuple[str | int, ...], Any]:
+    """The place in the document, and the value there, that pydantic's `loc` means (it names union members too).
+
+    Args:
+        is_missing: the last part of `loc` is a field that the document lacks.
+    """
     place: list[str | int] = []
     node = document
     for index, part in enumerate(loc):
@@ -199,9 +203,10 @@ def _follow(document: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, .
                 node = node[part]
             elif _is_tag(node, str(part), loc, index):
                 continue
-            elif is_last:
+            elif is_last and is_missing:
                 place.append(part)
                 node = None
+            # else: the name of a union's member that the document leaves to the default
         elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
             place.append(part)
             node = node[part]
@@ -224,9 +229,12 @@ def _named(message: str, place: tuple[str | int, ...], node: Any) -> tuple[tuple
         return place, node
     inner, value = place, node
     for part in match.group(1).split("."):
-        if not isinstance(value, dict) or part not in value:
+        if isinstance(value, dict) and part in value:
+            inner, value = (*inner, part), value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            inner, value = (*inner, int(part)), value[int(part)]
+        else:
             return place, node
-        inner, value = (*inner, part), value[part]
     return inner, value
 
 
@@ -242,7 +250,8 @@ def _fields_at(document: Any, place: Sequence[str | int]) -> list[str]:
         following: list[Any] = []
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
-                following += _sections(kind.model_fields[str(part)].annotation, node)
+                field = kind.model_fields[str(part)]
+                following += _sections(field.annotation, _as_read(field.metadata, node))
             elif get_origin(kind) in (dict, tuple, list):
                 following += _sections(get_args(kind)[1 if get_origin(kind) is dict else 0], node)
         kinds = following
@@ -257,6 +266,14 @@ def _sections(annotation: Any, node: Any) -> list[Any]:
         members = [section for member in get_args(annotation) for section in _sections(member, node)]
         return [member for member in members if _fits(member, node)]
     return [annotation]
+
+
+def _as_read(metadata: Iterable[Any], node: Any) -> Any:
+    """The value that a type with this metadata reads instead of `node`: a default `kind` is filled in."""
+    for item in metadata:
+        if isinstance(item, BeforeValidator):
+            node = cast("Callable[[Any], Any]", item.func)(node)
+    return node
 
 
 def _fits(member: Any, node: Any) -> bool:

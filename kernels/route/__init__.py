@@ -1,14 +1,14 @@
 """Routing: logits to chosen experts, their weights, the expert order and the router's statistics, in one pass."""
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from kernels.dispatch import Backend, choose_backend, refuse_float64
 from kernels.route.reference import route_reference
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score, distribution
 from kernels.route.stats import NUM_SUM_SLOTS, STAT_NAMES, STAT_SLOTS, Reduction, RouterStats, StatSlot
 from kernels.route.torch_path import route_torch
 
@@ -21,10 +21,9 @@ __all__ = [
     "Routing",
     "Score",
     "StatSlot",
+    "distribution",
     "route",
 ]
-
-Score = Literal["softmax", "sigmoid"]
 
 
 def route(
@@ -35,6 +34,7 @@ def route(
     score: Score = "softmax",
     scale: float = 1.0,
     selection_bias_E: Tensor | None = None,
+    selection_TE: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Routing:
     """Returns the routing of T tokens to their `top_k` experts, computed in float32 whatever the dtype of the logits.
@@ -55,17 +55,21 @@ def route(
         score: how a logit becomes a score.
         scale: positive factor on the weights.
         selection_bias_E: added to the scores for the choice; never differentiated.
+        selection_TE: what to choose by instead, float32, for a router that chooses by more than its scores; never
+            differentiated. Weights and statistics still are those of the logits, but for the margin: it is that of
+            these values, 0 where the next one is -inf and so stands for an expert that is not allowed. Not in Triton.
         backend: see `kernels.dispatch.choose_backend`.
 
     Raises:
         ValueError: an argument is out of range or of the wrong shape, dtype or device.
     """
     _check(logits_TE, top_k, score, scale, selection_bias_E)
+    _check_selection(logits_TE, selection_bias_E, selection_TE)
     chosen = choose_backend(
         backend,
         op="route",
         device=logits_TE.device,
-        implemented=("reference", "torch", "triton"),
+        implemented=("reference", "torch", "triton") if selection_TE is None else ("reference", "torch"),
         fast_refuses=refuse_float64(logits_TE.dtype),
     )
     bias_E = None if selection_bias_E is None else selection_bias_E.detach()
@@ -77,7 +81,13 @@ def route(
         )
     implementation = route_torch if chosen == "torch" else route_reference
     return implementation(
-        logits_TE, top_k=top_k, score=score, normalize=normalize, scale=scale, selection_bias_E=bias_E
+        logits_TE,
+        top_k=top_k,
+        score=score,
+        normalize=normalize,
+        scale=scale,
+        selection_bias_E=bias_E,
+        selection_TE=None if selection_TE is None else selection_TE.detach(),
     )
 
 
@@ -101,3 +111,16 @@ def _check(logits_TE: Tensor, top_k: int, score: str, scale: float, selection_bi
         raise ValueError(f"selection_bias_E is on {selection_bias_E.device}; expected {logits_TE.device} as logits_TE")
     if selection_bias_E.dtype != torch.float32 and selection_bias_E.dtype != logits_TE.dtype:
         raise ValueError(f"selection_bias_E has dtype {selection_bias_E.dtype}; expected float32 or that of logits_TE")
+
+
+def _check_selection(logits_TE: Tensor, selection_bias_E: Tensor | None, selection_TE: Tensor | None) -> None:
+    if selection_TE is None:
+        return
+    if selection_bias_E is not None:
+        raise ValueError("selection_bias_E and selection_TE were both given; add the bias to the values chosen by")
+    if selection_TE.shape != logits_TE.shape:
+        raise ValueError(f"selection_TE has shape {tuple(selection_TE.shape)}; expected {tuple(logits_TE.shape)}")
+    if selection_TE.dtype != torch.float32 and selection_TE.dtype != logits_TE.dtype:
+        raise ValueError(f"selection_TE has dtype {selection_TE.dtype}; expected float32 or that of logits_TE")
+    if selection_TE.device != logits_TE.device:
+        raise ValueError(f"selection_TE is on {selection_TE.device}; expected {logits_TE.device} as logits_TE")

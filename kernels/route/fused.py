@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score
 from kernels.route.stats import NUM_SUM_SLOTS, STAT_NAMES, RouterStats
 
 # Logits per tile. Compiled for sm_90 with 4 warps at E=64, K=8, the forward kernel takes 168 registers a thread at
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
 
 def route_fused(
-    logits_TE: Tensor, *, top_k: int, score: str, normalize: bool, scale: float, selection_bias_E: Tensor | None
+    logits_TE: Tensor, *, top_k: int, score: Score, normalize: bool, scale: float, selection_bias_E: Tensor | None
 ) -> Routing:
     """Returns what `kernels.route` documents; on a GPU, or on the CPU in Triton's interpreter."""
     plan = Plan(top_k=top_k, sigmoid=score == "sigmoid", normalize=normalize, scale=scale)
@@ -53,7 +53,19 @@ def route_fused(
         gate_mass_E,
     ) = outputs
     stats = RouterStats(stats_S=stats_S, counts_E=counts_E, prob_sum_E=prob_sum_E.detach(), gate_mass_E=gate_mass_E)
-    return Routing(expert_ids_TK, weights_TK, counts_E, offsets_E, permutation_N, inverse_N, prob_sum_E, z_sum, stats)
+    return Routing(
+        expert_ids_TK=expert_ids_TK,
+        weights_TK=weights_TK,
+        counts_E=counts_E,
+        offsets_E=offsets_E,
+        permutation_N=permutation_N,
+        inverse_N=inverse_N,
+        prob_sum_E=prob_sum_E,
+        z_sum=z_sum,
+        stats=stats,
+        logits_TE=logits_TE,
+        score=score,
+    )
 
 
 class _Route(torch.autograd.Function):

@@ -6,12 +6,19 @@ Letters: T tokens, E experts, K experts per token, N = T*K pairs, S statistics s
 import torch
 from torch import Tensor
 
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score
 from kernels.route.stats import STAT_NAMES, RouterStats
 
 
 def route_reference(
-    logits_TE: Tensor, *, top_k: int, score: str, normalize: bool, scale: float, selection_bias_E: Tensor | None
+    logits_TE: Tensor,
+    *,
+    top_k: int,
+    score: Score,
+    normalize: bool,
+    scale: float,
+    selection_bias_E: Tensor | None,
+    selection_TE: Tensor | None = None,
 ) -> Routing:
     """Returns what `kernels.route` documents; float64 logits are computed in float64 for gradient checks."""
     if logits_TE.dtype != torch.float64:
@@ -25,8 +32,11 @@ def route_reference(
         scores_TE = logits_TE.sigmoid()
         probs_TE = scores_TE / scores_TE.sum(dim=-1, keepdim=True)
 
-    selection_TE = logits_TE if selection_bias_E is None else scores_TE + selection_bias_E
-    ranking_TE = _experts_by_falling_value(selection_TE)
+    if selection_TE is not None:
+        ranked_by_TE = selection_TE
+    else:
+        ranked_by_TE = logits_TE if selection_bias_E is None else scores_TE + selection_bias_E
+    ranking_TE = _experts_by_falling_value(ranked_by_TE)
     expert_ids_TK = ranking_TE[:, :top_k]
 
     weights_TK = scores_TE.gather(1, expert_ids_TK)
@@ -46,7 +56,7 @@ def route_reference(
     stats = _statistics(
         logits_TE.detach(),
         probs_TE.detach(),
-        scores_TE.detach() if selection_bias_E is None else selection_TE.detach(),
+        scores_TE.detach() if ranked_by_TE is logits_TE else ranked_by_TE.detach(),
         weights_TK.detach(),
         ranking_TE,
         counts_E,
@@ -61,6 +71,8 @@ def route_reference(
         prob_sum_E=prob_sum_E,
         z_sum=logsumexp_T.square().sum(),
         stats=stats,
+        logits_TE=logits_TE,
+        score=score,
     )
 
 
@@ -82,6 +94,7 @@ def _statistics(
     logsumexp_T = logits_TE.logsumexp(dim=-1)
     ranked_TE = selection_TE.gather(1, ranking_TE)
     margin_T = ranked_TE[:, top_k - 1] - ranked_TE[:, top_k] if top_k < num_experts else torch.zeros_like(entropy_T)
+    margin_T = torch.where(margin_T.isinf(), 0.0, margin_T)  # the next expert was not allowed
     gate_mass_E = [weights_TK[ranking_TE[:, :top_k] == expert].sum() for expert in range(num_experts)]
     slots = {
         "num_tokens": torch.tensor(float(num_tokens), device=logits_TE.device),

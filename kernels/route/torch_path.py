@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.route.routing import Routing
+from kernels.route.routing import Routing, Score
 from kernels.route.stats import RouterStats
 
 
@@ -23,7 +23,14 @@ class ExpertOrder(NamedTuple):
 
 
 def route_torch(
-    logits_TE: Tensor, *, top_k: int, score: str, normalize: bool, scale: float, selection_bias_E: Tensor | None
+    logits_TE: Tensor,
+    *,
+    top_k: int,
+    score: Score,
+    normalize: bool,
+    scale: float,
+    selection_bias_E: Tensor | None,
+    selection_TE: Tensor | None = None,
 ) -> Routing:
     """Returns what `kernels.route` documents, for float32, bfloat16 and float16 logits."""
     logits_TE = logits_TE.float()
@@ -38,9 +45,12 @@ def route_torch(
     probs_TE = log_probs_TE.exp()
 
     with torch.no_grad():
-        selection_TE = logits_TE if selection_bias_E is None else log_scores_TE.exp() + selection_bias_E
+        if selection_TE is not None:
+            ranked_by_TE = selection_TE.float()
+        else:
+            ranked_by_TE = logits_TE if selection_bias_E is None else log_scores_TE.exp() + selection_bias_E
         # One expert more than chosen: the runner-up gives the margin.
-        ranking_TR = largest_ids(selection_TE, min(top_k + 1, num_experts))
+        ranking_TR = largest_ids(ranked_by_TE, min(top_k + 1, num_experts))
         expert_ids_TK = ranking_TR[:, :top_k].contiguous()
         order = expert_order(expert_ids_TK, num_experts)
 
@@ -53,10 +63,12 @@ def route_torch(
 
     with torch.no_grad():
         last_chosen_and_next = ranking_TR[:, top_k - 1 :]
-        if selection_bias_E is None:
+        if ranked_by_TE is logits_TE:
             edge_T2 = log_scores_TE.gather(1, last_chosen_and_next).exp()
         else:
-            edge_T2 = selection_TE.gather(1, last_chosen_and_next)
+            edge_T2 = ranked_by_TE.gather(1, last_chosen_and_next)
+        if selection_TE is not None:  # no margin to an expert that was not allowed
+            edge_T2 = torch.where(edge_T2.isinf(), edge_T2[:, :1], edge_T2)
         stats = RouterStats(
             stats_S=statistics(
                 logits_TE, log_probs_TE, probs_TE, logsumexp_T, z_sum, probs_TE.gather(1, expert_ids_TK), edge_T2
@@ -65,7 +77,16 @@ def route_torch(
             prob_sum_E=prob_sum_E.detach(),
             gate_mass_E=gate_mass(expert_ids_TK, weights_TK, num_experts),
         )
-    return Routing(expert_ids_TK, weights_TK, *order, prob_sum_E=prob_sum_E, z_sum=z_sum, stats=stats)
+    return Routing(
+        expert_ids_TK,
+        weights_TK,
+        *order,
+        prob_sum_E=prob_sum_E,
+        z_sum=z_sum,
+        stats=stats,
+        logits_TE=logits_TE,
+        score=score,
+    )
 
 
 def largest_ids(value_TE: Tensor, count: int) -> Tensor:

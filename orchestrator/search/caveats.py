@@ -67,12 +67,25 @@ def caveats_of(
     num_failed = sum(trial.state in (TrialState.FAILED, TrialState.INFEASIBLE) for trial in trials)
     if num_failed:
         found.append(f"{num_failed} trials failed or could not run and are not ranked.")
+    looking_ahead = sorted({kind for trial in ranked if (kind := _router_that_looks_ahead(trial)) is not None})
+    if looking_ahead:
+        found.append(
+            f"In training the {', '.join(looking_ahead)} router chooses a token's experts with a view of later tokens, "
+            "and in evaluation without: compare such trials by held-out figures, not by their training loss."
+        )
     if ranked:
         found.append(
             f"Held-out figures are over {spec.base.data.evaluation_tokens:,} tokens of each corpus, after "
             f"{spec.base.loop.budget_tokens:,} training tokens: which choice wins may change with size and budget."
         )
     return tuple(found)
+
+
+def _router_that_looks_ahead(trial: TrialRecord) -> str | None:
+    if trial.config is None:
+        return None
+    moe = TrainConfig.model_validate(trial.config).model.moe
+    return moe.router.kind if moe is not None and moe.router.looks_ahead else None
 
 
 def _equal_or_range(name: str, values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem
-from orchestrator.parsing import parse_domain, strict_json
+from orchestrator.parsing import follow, parse_domain, strict_json
 from orchestrator.screening import pointer
 from orchestrator.search.draw import draw
 from orchestrator.search.grid import AnyDomain
@@ -201,7 +201,9 @@ def _own_problem(document: dict[str, Any], path: str) -> str | None:
         TrainConfig.model_validate_json(strict_json(document), strict=True)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            where = ".".join(str(part) for part in details["loc"])
+            # pydantic also names the member of a union
+            place, _ = follow(document, details["loc"], is_missing=details["type"] == "missing")
+            where = ".".join(str(part) for part in place)
             # A validator of a whole section weighs several fields against each other: another point may satisfy it.
             if details["type"] != "value_error" and (where == path or where.startswith(path + ".")):
                 inside = where[len(path) + 1 :]

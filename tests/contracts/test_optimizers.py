@@ -15,6 +15,7 @@ from trainer.optimizers.build import build_optimizer, set_learning_rate
 
 every_kind = pytest.mark.parametrize("kind", OPTIMIZERS)
 CONFIG = dense_and_moe_configs()["moe_everything"]
+LEARNING_RATES = {"adafactor": 0.1}  # relative to the size of the weights; of the others 3e-3, which is not
 
 
 def train(model: Transformer, optimizer: torch.optim.Optimizer, *, seed: int) -> float:
@@ -52,9 +53,43 @@ def test_learning_rate_reaches_every_group_with_its_scale(kind: str) -> None:
 
 
 @every_kind
+def test_router_is_decayed_only_where_asked_for_and_vectors_never(kind: str) -> None:
+    for fields, expected in (({}, {0.0}), ({"router": {"weight_decay": 0.3}}, {0.3})):
+        config = example_config(OptimizerConfig, kind, weight_decay=0.1, **fields)
+        optimizer = build_optimizer(config, tiny_model(CONFIG))
+        assert {group["weight_decay"] for group in optimizer.param_groups if group["role"] == "router"} == expected
+        for group in optimizer.param_groups:
+            if all(parameter.dim() < 2 for parameter in group["params"]):
+                assert group["weight_decay"] == 0.0
+
+
+@every_kind
+def test_parameter_without_a_gradient_is_left_alone(kind: str) -> None:
+    model = tiny_model(CONFIG)
+    optimizer = build_optimizer(example_config(OptimizerConfig, kind, weight_decay=0.5), model)
+    model(random_tokens(2, 8), random_tokens(2, 8, seed=1)).loss.backward()
+    model.embedding.weight.grad = None
+    before = model.embedding.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.embedding.weight, before)
+
+
+@every_kind
+def test_weights_shrink_by_rate_times_decay_where_the_gradient_is_zero(kind: str) -> None:
+    model = tiny_model(CONFIG)
+    optimizer = build_optimizer(example_config(OptimizerConfig, kind, lr=0.1, weight_decay=0.5), model)
+    name = "blocks.1.feed_forward.experts.up_weight_EDF"
+    before = model.get_parameter(name).detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(model.get_parameter(name).detach(), before * (1 - 0.1 * 0.5), rtol=1e-6, atol=0)
+
+
+@every_kind
 def test_loss_falls(kind: str) -> None:
     model = tiny_model(CONFIG, spread=2.0)
-    optimizer = build_optimizer(example_config(OptimizerConfig, kind, lr=3e-3), model)
+    optimizer = build_optimizer(example_config(OptimizerConfig, kind, lr=LEARNING_RATES.get(kind, 3e-3)), model)
     losses = [train(model, optimizer, seed=0) for _ in range(12)]
     assert losses[-1] < losses[0] - 0.3
 

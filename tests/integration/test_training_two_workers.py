@@ -13,8 +13,12 @@ from tests.support.training import STEP_TOKENS, Finished, exact_columns, request
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest
 
-# Without balancing losses: they are means over micro-batches, of which two workers have others than one.
-BALANCING = [{"kind": "loss_free_bias", "update_rate": 0.01}]
+# Of the balancing losses only that of each sequence: the others are means over micro-batches, of which two workers have
+# others than one.
+BALANCING = [
+    {"kind": "loss_free_bias", "update_rate": 0.01},
+    {"kind": "sequence_balancing_loss", "coefficient": 0.1},
+]
 
 _WORKER = """
 import sys

@@ -43,6 +43,11 @@ def dense_and_moe_configs() -> dict[str, ModelConfig]:
     """Returns one config per kind of layer stack, by a name for test ids."""
     return {
         "dense": model_config(attention={"qk_norm": True}),
+        "local_and_global": model_config(
+            num_layers=3,
+            attention={"window": 3, "sinks": True, "bias": "all"},
+            global_attention={"every": 2, "attention": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16}},
+        ),
         "moe": model_config(moe=moe_fields()),
         "moe_everything": model_config(
             num_layers=3,

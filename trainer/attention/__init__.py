@@ -7,7 +7,16 @@ from trainer.registry import Registry
 if TYPE_CHECKING:
     from trainer.attention.base import Attention
 
-ATTENTIONS: Registry["Attention"] = Registry("attention", {"gqa": "trainer.attention.gqa:GroupedQueryAttention"})
+ATTENTIONS: Registry["Attention"] = Registry(
+    "attention",
+    {
+        "gdn": "trainer.attention.gdn:GatedDeltaNet",
+        "gqa": "trainer.attention.gqa:GroupedQueryAttention",
+        "kda": "trainer.attention.kda:KimiDeltaAttention",
+        "mla": "trainer.attention.mla:MultiHeadLatentAttention",
+        "nsa": "trainer.attention.nsa:NativeSparseAttention",
+    },
+)
 """`kind` of an AttentionConfig -> its class."""
 
 __all__ = ["ATTENTIONS"]

@@ -6,6 +6,7 @@ Letters: B sequences, L positions, D model dim.
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from trainer.config.attention import AttentionConfig
@@ -24,6 +25,13 @@ class Attention(nn.Module, ABC):
     def __init__(self, config: AttentionConfig, *, dim: int, norm_eps: float) -> None:
         """Builds the variant for a model of width `dim`; `norm_eps` is that of the model's other norms."""
         super().__init__()
+
+    def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
+        """Returns the start of the variant's parameter `name`, float32 on the CPU, or None where the model's rule fits.
+
+        The rule: gains are 1, matrices normal (`trainer.model.build`). `generator` is the parameter's own.
+        """
+        return None
 
     @abstractmethod
     def forward(self, x_BLD: Tensor) -> Tensor:

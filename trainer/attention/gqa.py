@@ -3,11 +3,12 @@
 Letters: B sequences, L positions, D model dim, H query heads, G key-value heads, d head dim.
 """
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
 from trainer.attention.rope import rotate
+from trainer.attention.scaled_dot_product import causal_attention
 from trainer.config.attention import GroupedQueryAttentionConfig
 from trainer.model.norm import RMSNorm
 
@@ -16,7 +17,8 @@ class GroupedQueryAttention(Attention):
     """H query heads share G key-value heads; H == G is multi-head attention.
 
     Sources: Ainslie et al. 2023, arXiv:2305.13245; norm of queries and keys per head: Henry et al. 2020,
-    arXiv:2010.04245, with RMSNorm and a gain per feature as Qwen3 has it, arXiv:2505.09388.
+    arXiv:2010.04245, with RMSNorm and a gain per feature as Qwen3 has it, arXiv:2505.09388; over all heads at once as
+    OLMoE has it, arXiv:2409.02060. Window and sinks: `trainer.attention.scaled_dot_product`.
     """
 
     residual_weights = ("out.weight",)
@@ -27,30 +29,41 @@ class GroupedQueryAttention(Attention):
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
         self.rope_theta = config.rope_theta
+        self.window = config.window
         width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
-        self.query = nn.Linear(dim, width, bias=False)
-        self.key = nn.Linear(dim, kv_width, bias=False)
-        self.value = nn.Linear(dim, kv_width, bias=False)
-        self.out = nn.Linear(width, dim, bias=False)
-        self.query_norm = RMSNorm(config.head_dim, eps=norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(config.head_dim, eps=norm_eps) if config.qk_norm else None
+        self.query = nn.Linear(dim, width, bias=config.bias != "none")
+        self.key = nn.Linear(dim, kv_width, bias=config.bias != "none")
+        self.value = nn.Linear(dim, kv_width, bias=config.bias != "none")
+        self.out = nn.Linear(width, dim, bias=config.bias == "all")
+        self.norm_per_head = config.qk_norm_over == "head"
+        query_norm_dim, key_norm_dim = (config.head_dim,) * 2 if self.norm_per_head else (width, kv_width)
+        self.query_norm = RMSNorm(query_norm_dim, eps=norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(key_norm_dim, eps=norm_eps) if config.qk_norm else None
+        self.sinks_H = nn.Parameter(torch.zeros(config.num_heads)) if config.sinks else None
+
+    def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
+        """Returns zeros for biases and sinks: a sink then is as likely as a key of score 0."""
+        parameter = self.get_parameter(name)
+        return torch.zeros(parameter.shape) if name == "sinks_H" or name.endswith(".bias") else None
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        query_BLHd = self.query(x_BLD).unflatten(-1, (self.num_heads, self.head_dim))
-        key_BLGd = self.key(x_BLD).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        value_BLGd = self.value(x_BLD).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        if self.query_norm is not None and self.key_norm is not None:
-            query_BLHd, key_BLGd = self.query_norm(query_BLHd), self.key_norm(key_BLGd)
-        query_BLHd = rotate(query_BLHd, theta=self.rope_theta)
-        key_BLGd = rotate(key_BLGd, theta=self.rope_theta)
-        # enable_gqa lets the kernel read each key-value head for several query heads; on a CPU it is as fast as one
-        # key-value head per query head, and 12 % faster than repeating them (B=16, L=128, H=4, G=2, d=32).
-        attended_BHLd = F.scaled_dot_product_attention(
-            query_BLHd.transpose(1, 2),
-            key_BLGd.transpose(1, 2),
-            value_BLGd.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+        query_BLHd = _heads(self.query(x_BLD), self.num_heads, self.query_norm, per_head=self.norm_per_head)
+        key_BLGd = _heads(self.key(x_BLD), self.num_kv_heads, self.key_norm, per_head=self.norm_per_head)
+        value_BLGd = _heads(self.value(x_BLD), self.num_kv_heads, None, per_head=True)
+        attended_BLHd = causal_attention(
+            rotate(query_BLHd, theta=self.rope_theta),
+            rotate(key_BLGd, theta=self.rope_theta),
+            value_BLGd,
+            window=self.window,
+            sinks_H=self.sinks_H,
         )
-        return self.out(attended_BHLd.transpose(1, 2).flatten(-2))
+        return self.out(attended_BLHd.flatten(-2))
+
+
+def _heads(features: Tensor, num_heads: int, norm: RMSNorm | None, *, per_head: bool) -> Tensor:
+    """Returns the features as heads, normalised before or after they are split."""
+    if norm is not None and not per_head:
+        features = norm(features)
+    heads = features.unflatten(-1, (num_heads, -1))
+    return norm(heads) if norm is not None and per_head else heads

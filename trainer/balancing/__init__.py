@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 BALANCERS: Registry["Balancer"] = Registry(
     "balancing method",
     {
+        "group_balancing_loss": "trainer.balancing.group_balancing_loss:GroupBalancingLoss",
         "load_balancing_loss": "trainer.balancing.load_balancing_loss:LoadBalancingLoss",
         "loss_free_bias": "trainer.balancing.loss_free_bias:LossFreeBias",
         "router_z_loss": "trainer.balancing.router_z_loss:RouterZLoss",
+        "sequence_balancing_loss": "trainer.balancing.sequence_balancing_loss:SequenceBalancingLoss",
     },
 )
 """`kind` of a BalancerConfig -> its class."""

@@ -31,7 +31,30 @@ class MoEConfig(Section):
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if twice:
             raise ValueError(f"balancing lists {', '.join(twice)} more than once; each kind may appear once")
+        for index, balancer in enumerate(self.balancing):
+            if balancer.kind == "group_balancing_loss" and self.num_experts % balancer.num_groups:
+                raise ValueError(
+                    f"balancing.{index}.num_groups={balancer.num_groups} does not divide num_experts="
+                    f"{self.num_experts}; choose a divisor"
+                )
+        self.router.check_fit(num_experts=self.num_experts, top_k=self.top_k)
+        if kinds and not self.router.is_learned:
+            raise ValueError(
+                f"balancing lists {', '.join(kinds)}, which cannot act on router.kind={self.router.kind}: nothing of "
+                "it is learned; leave balancing empty"
+            )
         return self
+
+
+class GlobalAttentionConfig(Section):
+    """A second attention for some layers: with `every: 4`, layers 4, 8, 12, ... counted from 1, and always the last.
+
+    Local attention (a window, or a linear kind) in most layers and global attention in a few is the pattern of
+    gpt-oss (arXiv:2508.10925, every 2) and Kimi Linear (arXiv:2510.26692, every 4).
+    """
+
+    every: int = Field(ge=1, le=512)
+    attention: AttentionConfig
 
 
 class ModelConfig(Section):
@@ -43,6 +66,8 @@ class ModelConfig(Section):
     hidden_dim: int = Field(ge=8, le=262_144, multiple_of=8)
     """Width of the dense MLPs: all of them when `moe` is null, else the first `moe.num_dense_layers`."""
     attention: AttentionConfig
+    """The attention of every layer, or of those that `global_attention` leaves."""
+    global_attention: GlobalAttentionConfig | None = None
     moe: MoEConfig | None = None
     tie_embeddings: bool = True
     norm_eps: float = Field(default=1e-5, gt=0, le=1e-2)
@@ -62,3 +87,13 @@ class ModelConfig(Section):
         """The kind of each layer, first to last."""
         num_dense = self.num_layers if self.moe is None else self.moe.num_dense_layers
         return ("dense",) * num_dense + ("moe",) * (self.num_layers - num_dense)
+
+    def layer_attentions(self) -> tuple[AttentionConfig, ...]:
+        """The attention of each layer, first to last."""
+        chosen = self.global_attention
+        return tuple(
+            chosen.attention
+            if chosen is not None and (layer % chosen.every == 0 or layer == self.num_layers)
+            else self.attention
+            for layer in range(1, self.num_layers + 1)
+        )

@@ -1,25 +1,125 @@
 """Routers: how a token's logits over the experts become its experts and their weights."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.config.section import Section
+from trainer.config.section import Section, kind_defaults_to
 
 
-class TopKRouterConfig(Section):
+class RouterSection(Section):
+    """What every router's config has besides its fields."""
+
+    is_learned: ClassVar[bool] = True
+    """Whether the choice depends on weights that training moves, so that a balancing method can act on it."""
+
+    looks_ahead: ClassVar[bool] = False
+    """Whether in training a token's experts depend on later tokens, so that the training loss may be flattered."""
+
+    def check_fit(self, *, num_experts: int, top_k: int) -> None:
+        """Raises ValueError, naming the field, if this router cannot choose `top_k` of `num_experts`."""
+        del num_experts, top_k
+
+
+class LearnedRouterSection(RouterSection):
+    """A router that scores the experts by a linear map of the token."""
+
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = True
+    """Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone."""
+    scale: float = Field(default=1.0, gt=0, le=100)
+    """Factor on the weights after normalising (DeepSeek's routed scaling factor)."""
+    input_jitter: float = Field(default=0.0, ge=0, lt=1)
+    """In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+    arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is."""
+
+
+class TopKRouterConfig(LearnedRouterSection):
     """Token choice: every token takes its `top_k` best experts (dropless).
 
     Source: Shazeer et al. 2017, arXiv:1701.06538; sigmoid scores: DeepSeek-V3, arXiv:2412.19437, eq. 12-16.
     """
 
     kind: Literal["top_k"] = "top_k"
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    normalize: bool = True
-    """Divide the chosen experts' scores by their sum."""
-    scale: float = Field(default=1.0, gt=0, le=100)
-    """Factor on the weights after normalising (DeepSeek's routed scaling factor)."""
 
 
-RouterConfig = TopKRouterConfig
-"""The union of routers, discriminated by `kind` once there is more than one."""
+class GroupLimitedRouterConfig(LearnedRouterSection):
+    """Token choice within the best groups of experts, as when each group lives on a node of its own.
+
+    The experts stand in `num_groups` groups of equal size; a token takes its `top_k` best experts of its
+    `groups_per_token` best groups.
+
+    Source: DeepSeek-V2, arXiv:2405.04434, section 2.2.2 (a group counts as its best expert); DeepSeek-V3,
+    arXiv:2412.19437, section 2.1.2 (as the sum of its best two, for 8 experts in 4 groups).
+    """
+
+    kind: Literal["group_limited"] = "group_limited"
+    num_groups: int = Field(ge=1, le=1024)
+    groups_per_token: int = Field(ge=1, le=1024)
+    group_score: Literal["best", "best_two"] = "best_two"
+    """What a group counts as: its best score, or the sum of its best two."""
+
+    def check_fit(self, *, num_experts: int, top_k: int) -> None:
+        if num_experts % self.num_groups:
+            raise ValueError(
+                f"router.num_groups={self.num_groups} does not divide num_experts={num_experts}; choose a divisor"
+            )
+        group_size = num_experts // self.num_groups
+        if self.groups_per_token > self.num_groups:
+            raise ValueError(
+                f"router.groups_per_token={self.groups_per_token} exceeds num_groups={self.num_groups}; lower it"
+            )
+        if self.group_score == "best_two" and group_size < 2:
+            raise ValueError(
+                f"router.group_score=best_two needs groups of 2 experts or more, num_groups={self.num_groups} makes "
+                "them one expert each; use best, or fewer groups"
+            )
+        if self.groups_per_token * group_size < top_k:
+            raise ValueError(
+                f"router.groups_per_token={self.groups_per_token} groups of {group_size} experts hold fewer than "
+                f"top_k={top_k}; raise it"
+            )
+
+
+class SinkhornRouterConfig(LearnedRouterSection):
+    """Token choice by an assignment whose load is even: in training the scores of a micro-batch are balanced first.
+
+    In training a choice therefore depends on all tokens of the micro-batch, later ones included; evaluation chooses
+    by the scores alone. The weights are those of the scores in both.
+
+    Source: S-BASE of Clark et al. 2022, arXiv:2202.01169.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    kind: Literal["sinkhorn"] = "sinkhorn"
+    num_iterations: int = Field(default=8, ge=1, le=100)
+    """Times that loads and then tokens are normalised."""
+
+
+class HashRouterConfig(RouterSection):
+    """Every token of the vocabulary has its `top_k` experts from the start, by a hash; their weights are equal.
+
+    Source: Roller et al. 2021, arXiv:2106.04426, random hash.
+    """
+
+    is_learned: ClassVar[bool] = False
+
+    kind: Literal["hash"] = "hash"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Another seed is another hash."""
+
+
+class RandomRouterConfig(RouterSection):
+    """`top_k` random experts for every token, drawn anew each time, of equal weight: the control of all the others."""
+
+    is_learned: ClassVar[bool] = False
+
+    kind: Literal["random"] = "random"
+
+
+RouterConfig = Annotated[
+    TopKRouterConfig | GroupLimitedRouterConfig | SinkhornRouterConfig | HashRouterConfig | RandomRouterConfig,
+    Field(discriminator="kind"),
+    kind_defaults_to("top_k"),
+]

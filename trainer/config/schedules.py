@@ -41,4 +41,26 @@ class WarmupStableDecayScheduleConfig(Section):
         return self
 
 
-ScheduleConfig = Annotated[CosineScheduleConfig | WarmupStableDecayScheduleConfig, Field(discriminator="kind")]
+class ConstantScheduleConfig(Section):
+    """Linear warm-up, then the whole learning rate to the end."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+
+
+class InverseSqrtScheduleConfig(Section):
+    """Linear warm-up, then a decay with the inverse square root of the step, continuous at the warm-up's end.
+
+    The warm-up sets the pace of the decay: a run four times as long as its warm-up ends at half the learning rate.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 3, scaled to a peak of 1.
+    """
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+
+
+ScheduleConfig = Annotated[
+    CosineScheduleConfig | WarmupStableDecayScheduleConfig | ConstantScheduleConfig | InverseSqrtScheduleConfig,
+    Field(discriminator="kind"),
+]

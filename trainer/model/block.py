@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kernels import Routing
 from trainer.attention import ATTENTIONS
+from trainer.config.attention import AttentionConfig
 from trainer.config.model import ModelConfig
 from trainer.model.dense_mlp import DenseMLP
 from trainer.model.moe_layer import MoELayer
@@ -21,10 +22,10 @@ class Block(nn.Module):
     Source: pre-norm: Xiong et al. 2020, arXiv:2002.04745.
     """
 
-    def __init__(self, config: ModelConfig, *, kind: Literal["dense", "moe"]) -> None:
+    def __init__(self, config: ModelConfig, *, kind: Literal["dense", "moe"], attention: AttentionConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = ATTENTIONS[config.attention.kind](config.attention, dim=config.dim, norm_eps=config.norm_eps)
+        self.attention = ATTENTIONS[attention.kind](attention, dim=config.dim, norm_eps=config.norm_eps)
         self.feed_forward_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward: DenseMLP | MoELayer
         if kind == "dense":
@@ -33,11 +34,14 @@ class Block(nn.Module):
             assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
             self.feed_forward = MoELayer(config.moe, dim=config.dim)
 
-    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Routing | None]:
-        """Returns the residual stream after this layer, and the routing if the layer has experts."""
+    def forward(self, x_BLD: Tensor, tokens_BL: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+        """Returns the residual stream after this layer, and the routing if the layer has experts.
+
+        `tokens_BL` are the tokens of the vocabulary, for routers that choose by them.
+        """
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
         normalised_BLD = self.feed_forward_norm(x_BLD)
         if isinstance(self.feed_forward, MoELayer):
-            out_BLD, routing = self.feed_forward(normalised_BLD)
+            out_BLD, routing = self.feed_forward(normalised_BLD, tokens_BL)
             return x_BLD + out_BLD, routing
         return x_BLD + self.feed_forward(normalised_BLD), None

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +24,10 @@ def build_model(config: ModelConfig, *, seed: int, device: torch.device) -> Tran
 
     Every matrix is drawn from a normal of standard deviation `init_std` cut at 3 of them; those that write into the
     residual stream are then scaled by 1/sqrt(2 * num_layers) (Radford et al. 2019, GPT-2, section 2.3). Norm gains
-    are 1. Each parameter draws from a generator seeded with the seed and its own name, on the CPU, so the weights do
-    not depend on the device, the global random state stays untouched, and two configs of one seed agree in the
-    parameters they share: an arm of a comparison starts where the other does.
+    are 1; what an attention variant starts otherwise, it says itself (`Attention.special_start`). Each parameter draws
+    from a generator seeded with the seed and its own name, on the CPU, so the weights do not depend on the device, the
+    global random state stays untouched, and two configs of one seed agree in the parameters they share: an arm of a
+    comparison starts where the other does.
 
     On the meta device the model has shapes and no weights.
     """
@@ -34,13 +37,18 @@ def build_model(config: ModelConfig, *, seed: int, device: torch.device) -> Tran
         return model
     model.to_empty(device=device)
     residual = _residual_parameters(model)
+    special = _special_starts(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            generator = _generator(seed=seed, name=name)
+            if (start := special.get(name)) is not None and (value := start(generator)) is not None:
+                parameter.copy_(value)
+                continue
             if parameter.dim() < 2:
                 assert name.endswith(".gain"), f"{name} is a vector but no norm gain: say here how it starts"
                 parameter.fill_(1.0)
                 continue
-            drawn = _draw(parameter.shape, std=config.init_std, seed=seed, name=name)
+            drawn = _draw(parameter.shape, std=config.init_std, generator=generator)
             if name in residual:
                 drawn *= 1.0 / math.sqrt(2 * config.num_layers)
             parameter.copy_(drawn)
@@ -77,10 +85,24 @@ def _residual_parameters(model: nn.Module) -> set[str]:
     }
 
 
-def _draw(shape: torch.Size, *, std: float, seed: int, name: str) -> Tensor:
-    """Returns a float32 CPU tensor from the truncated normal of this seed and parameter name."""
+def _special_starts(model: nn.Module) -> dict[str, Callable[[torch.Generator], Tensor | None]]:
+    """Returns, for the parameters of attention variants, what gives their initial value if the rule does not fit."""
+    return {
+        _join(prefix, name): partial(module.special_start, name)
+        for prefix, module in model.named_modules()
+        if isinstance(module, Attention)
+        for name, _ in module.named_parameters()
+    }
+
+
+def _generator(*, seed: int, name: str) -> torch.Generator:
+    """Returns the CPU generator of this seed and parameter name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def _draw(shape: torch.Size, *, std: float, generator: torch.Generator) -> Tensor:
+    """Returns a float32 CPU tensor from the truncated normal."""
     drawn = torch.empty(shape, dtype=torch.float32)
     return nn.init.trunc_normal_(drawn, std=std, a=-_CUT_STDS * std, b=_CUT_STDS * std, generator=generator)
 

@@ -54,10 +54,10 @@ class MoELayer(nn.Module):
         biased = any(BALANCERS[balancer.kind].needs_selection_bias for balancer in config.balancing)
         self.register_buffer("selection_bias_E", torch.zeros(config.num_experts) if biased else None)
 
-    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Routing]:
-        """Returns out_BLD, without the residual connection, and the routing."""
+    def forward(self, x_BLD: Tensor, tokens_BL: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Returns out_BLD, without the residual connection, and the routing; `tokens_BL` is for routers by token."""
         x_TD = x_BLD.flatten(0, -2)
-        routing = self.router(x_TD, self.selection_bias_E)
+        routing = self.router(x_TD, self.selection_bias_E, None if tokens_BL is None else tokens_BL.flatten())
         y_ND = self.experts(permute(x_TD, routing), routing.offsets_E)
         out_TD = unpermute(y_ND, routing, routing.weights_TK)
         if self.shared is not None:

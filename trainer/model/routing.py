@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kernels import RouterStats, Routing
+from kernels import RouterStats, Routing, Score
 
 
 class LayerRouting(NamedTuple):
@@ -18,8 +18,11 @@ class LayerRouting(NamedTuple):
     prob_sum_E: float32, differentiable: sum over tokens of the router's distribution.
     z_sum: float32 scalar, differentiable: sum over tokens of logsumexp(logits)**2.
     num_tokens: T.
+    num_sequences: sequences of equal length the tokens come from, one after the other.
     stats: detached sums from which the router metrics are made.
     expert_ids_TK: int64, detached, best first.
+    logits_TE: the router's logits, differentiable.
+    score: how a logit became a score; with the logits it gives each token's distribution (`kernels.distribution`).
     """
 
     layer: int
@@ -27,11 +30,14 @@ class LayerRouting(NamedTuple):
     prob_sum_E: Tensor
     z_sum: Tensor
     num_tokens: int
+    num_sequences: int
     stats: RouterStats
     expert_ids_TK: Tensor
+    logits_TE: Tensor
+    score: Score
 
     @classmethod
-    def of(cls, routing: Routing, *, layer: int) -> "LayerRouting":
+    def of(cls, routing: Routing, *, layer: int, num_sequences: int = 1) -> "LayerRouting":
         """Returns what of `routing` outlives the layer: without the orders and weights only the experts need."""
         return cls(
             layer=layer,
@@ -39,6 +45,9 @@ class LayerRouting(NamedTuple):
             prob_sum_E=routing.prob_sum_E,
             z_sum=routing.z_sum,
             num_tokens=routing.num_tokens,
+            num_sequences=num_sequences,
             stats=routing.stats,
             expert_ids_TK=routing.expert_ids_TK,
+            logits_TE=routing.logits_TE,
+            score=routing.score,
         )

@@ -1,15 +1,16 @@
 """Parameters, FLOPs and memory of a model in closed form. Torch-free, so that a spec is sized before anything runs.
 
 Letters: D model dim, F hidden dim of an MLP, E experts, K experts per token, S shared experts, H query heads, G
-key-value heads, h head dim, V vocabulary, L sequence length, T tokens of a micro-batch, P parameters.
+key-value heads, h head dim, V vocabulary, L sequence length.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.config.attention import AttentionConfig
 from trainer.config.model import ModelConfig, MoEConfig
+from trainer.config.optimizers import ParameterRole
 from trainer.config.train import TrainConfig
+from trainer.model.attention_size import attention_activation_bytes, attention_parameters, mixing_flops
 
 _GIB = 2**30
 
@@ -48,14 +49,16 @@ class MemoryEstimate:
 def model_size(config: ModelConfig) -> ModelSize:
     """Returns the number of parameters of a model of this config, equal to what `build_model` makes.
 
-    Attention D*h*(2H + 2G), plus 2h with QK-norm; SwiGLU MLP 3*D*F; router D*E; two norms of D per layer and one at
+    Attention as in `trainer.model.attention_size`; SwiGLU MLP 3*D*F; router D*E; two norms of D per layer and one at
     the end; embedding V*D, twice when not tied. Buffers, such as the selection bias, are no parameters.
     """
     table = config.vocab_size * config.dim
     tables = table if config.tie_embeddings else 2 * table
     non_embedding = config.dim + sum(
-        _attention_parameters(config) + 2 * config.dim + _feed_forward_parameters(config, kind, active=False)
-        for kind in config.layer_kinds()
+        attention_parameters(attention, dim=config.dim).total
+        + 2 * config.dim
+        + _feed_forward_parameters(config, kind, active=False)
+        for kind, attention in zip(config.layer_kinds(), config.layer_attentions(), strict=True)
     )
     unchosen = sum(
         _feed_forward_parameters(config, kind, active=False) - _feed_forward_parameters(config, kind, active=True)
@@ -75,16 +78,16 @@ def flops_per_token(config: ModelConfig, *, seq_len: int) -> float:
     """Returns the training FLOPs per token at this sequence length, a multiply-add counting as two.
 
     Forward, per token: 2 for each weight of a matrix the token passes through (attention projections, the MLPs it
-    visits, router, output projection; no embedding lookup, no norms), and 2*H*h*(L+1) per layer for the scores and
-    the weighted values of causal attention, a position attending to (L+1)/2 positions on average. The backward pass
+    visits, router, output projection; no embedding lookup, no norms), and in each layer what attention does besides
+    its projections (`trainer.model.attention_size.mixing_flops`), for causal attention 2*H*h*(L+1). The backward pass
     costs twice the forward pass, hence times 3. Recomputation is not counted.
     """
     matrices = config.vocab_size * config.dim + sum(
-        _attention_matrices(config) + _feed_forward_parameters(config, kind, active=True)
-        for kind in config.layer_kinds()
+        attention_parameters(attention, dim=config.dim).matrices + _feed_forward_parameters(config, kind, active=True)
+        for kind, attention in zip(config.layer_kinds(), config.layer_attentions(), strict=True)
     )
-    attention = config.num_layers * _ATTENTION_FLOPS[config.attention.kind](config.attention, seq_len)
-    return 3.0 * (2.0 * matrices + attention)
+    mixing = sum(mixing_flops(attention, seq_len=seq_len) for attention in config.layer_attentions())
+    return 3.0 * (2.0 * matrices + mixing)
 
 
 def memory_estimate(config: TrainConfig) -> MemoryEstimate:
@@ -92,12 +95,14 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
 
     - weights and gradients: 4 bytes per parameter each; in bf16 autocast 2 more per weight for the cast copies,
       the embedding's excepted.
-    - optimizer: 4 bytes per state and parameter, two states for AdamW.
+    - optimizer: 4 bytes per value. AdamW keeps two values per parameter, Lion one; Muon one, and two where it leaves
+      a parameter to AdamW; Adafactor a row and a column per matrix, at most an eighth of a value per parameter where
+      matrices have 16 rows and columns or more.
     - activations: what the forward pass of one micro-batch keeps for the backward pass. In units per token and layer,
       a the bytes of a matmul operand (4, or 2 in bf16 autocast):
       two norms 2 * 4D, and their outputs 2 * 4D (in bf16 autocast the casts of them instead: 2D for each of query,
       key, value, gate and up, and 4D where a router reads the output itself);
-      attention a*(2H + 2G)*h + 4H, with QK-norm 4*(H + G)*h more;
+      attention as in `trainer.model.attention_size`, grouped queries a*(2H + 2G)*h + 4H;
       dense MLP 4*a*F; mixture of experts a*K*(2D + 4F) + 4*a*S*F + 12*E + 36*K.
       Once per model 4 * 4D for the final norm, its output and the gradient of both.
       2 to 4 % above the bytes autograd was measured to keep, in both precisions (D=128, 4 layers, 256 and 2048 tokens).
@@ -112,13 +117,18 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     operand = _OPERAND_BYTES[config.precision.kind]
     cast_copies = 2 * model_size(model).non_embedding_total if operand == 2 else 0
     activations = num_tokens * (
-        16 * model.dim + sum(_layer_activation_bytes(model, kind, operand) for kind in model.layer_kinds())
+        16 * model.dim
+        + sum(
+            _layer_activation_bytes(model, kind, operand)
+            + attention_activation_bytes(attention, dim=model.dim, seq_len=config.data.seq_len, operand=operand)
+            for kind, attention in zip(model.layer_kinds(), model.layer_attentions(), strict=True)
+        )
     )
     chunk_tokens = min(num_tokens, head_chunk_tokens(model.vocab_size, device_type="cuda"))
     parts = {
         "weights_gib": (4 * num_parameters + cast_copies) / _GIB,
         "gradients_gib": 4 * num_parameters / _GIB,
-        "optimizer_gib": 4 * _OPTIMIZER_STATES[config.optimizer.kind] * num_parameters / _GIB,
+        "optimizer_gib": 4 * _optimizer_values(config) / _GIB,
         "activations_gib": activations / _GIB,
         "logits_gib": (2 * 4 * chunk_tokens + 4 * model.dim) * model.vocab_size / _GIB,
     }
@@ -143,26 +153,37 @@ def _feed_forward_parameters(config: ModelConfig, kind: str, *, active: bool) ->
     return _ROUTER_PARAMETERS[moe.router.kind](config.dim, moe) + experts * 3 * config.dim * moe.hidden_dim
 
 
-def _attention_matrices(config: ModelConfig) -> int:
-    return _ATTENTION_MATRICES[config.attention.kind](config.attention, config.dim)
-
-
-def _attention_parameters(config: ModelConfig) -> int:
-    return _attention_matrices(config) + _ATTENTION_VECTORS[config.attention.kind](config.attention)
-
-
 def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int:
-    """Returns the bytes one token keeps in one layer."""
-    attention = _ATTENTION_ACTIVATIONS[config.attention.kind](config.attention, operand)
+    """Returns the bytes one token keeps in one layer, those of its attention excepted."""
     norms = 8 * config.dim
     if kind == "dense":
         outputs = 8 * config.dim if operand == 4 else 2 * 5 * config.dim
-        return norms + outputs + attention + 4 * operand * config.hidden_dim
+        return norms + outputs + 4 * operand * config.hidden_dim
     moe = _moe(config)
     outputs = 8 * config.dim if operand == 4 else (4 + 2 * (5 if moe.num_shared_experts else 3)) * config.dim
     pair = operand * (2 * config.dim + 4 * moe.hidden_dim) + 36
     shared = 4 * operand * moe.num_shared_experts * moe.hidden_dim
-    return norms + outputs + attention + moe.top_k * pair + shared + 12 * moe.num_experts
+    return norms + outputs + moe.top_k * pair + shared + 12 * moe.num_experts
+
+
+def _optimizer_values(config: TrainConfig) -> float:
+    """Returns the numbers an optimizer keeps, step counts and, of Muon, second moments of vectors left out."""
+    size = model_size(config.model)
+    optimizer = config.optimizer
+    if optimizer.kind not in ("muon", "by_role"):
+        return _OPTIMIZER_VALUES[optimizer.kind] * size.total
+    moe, num_layers = config.model.moe, config.model.layer_kinds().count("moe")
+    parameters: dict[ParameterRole, int] = {
+        "router": 0 if moe is None else num_layers * _ROUTER_PARAMETERS[moe.router.kind](config.model.dim, moe),
+        "expert": 0 if moe is None else num_layers * moe.num_experts * 3 * config.model.dim * moe.hidden_dim,
+        "embedding": size.total - size.non_embedding_total,
+    }
+    parameters["dense"] = size.total - sum(parameters.values())
+    if optimizer.kind == "muon":
+        rules = {"dense": "muon", "expert": "muon", "router": "adamw", "embedding": "adamw"}
+    else:
+        rules = {role: getattr(optimizer, role).kind for role in parameters}
+    return sum(_OPTIMIZER_VALUES[rules[role]] * number for role, number in parameters.items())
 
 
 def _moe(config: ModelConfig) -> MoEConfig:
@@ -171,22 +192,12 @@ def _moe(config: ModelConfig) -> MoEConfig:
 
 
 # One entry per kind of component; tests/contracts checks that none is missing.
-_ATTENTION_MATRICES: dict[str, Callable[[AttentionConfig, int], int]] = {
-    "gqa": lambda config, dim: 2 * dim * config.head_dim * (config.num_heads + config.num_kv_heads)
+_ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
+    "group_limited": lambda dim, moe: dim * moe.num_experts,
+    "hash": lambda dim, moe: 0,
+    "random": lambda dim, moe: 0,
+    "sinkhorn": lambda dim, moe: dim * moe.num_experts,
+    "top_k": lambda dim, moe: dim * moe.num_experts,
 }
-_ATTENTION_VECTORS: dict[str, Callable[[AttentionConfig], int]] = {
-    "gqa": lambda config: 2 * config.head_dim if config.qk_norm else 0
-}
-_ATTENTION_FLOPS: dict[str, Callable[[AttentionConfig, int], int]] = {
-    "gqa": lambda config, seq_len: 2 * config.num_heads * config.head_dim * (seq_len + 1)
-}
-_ATTENTION_ACTIVATIONS: dict[str, Callable[[AttentionConfig, int], int]] = {
-    "gqa": lambda config, operand: (
-        2 * operand * (config.num_heads + config.num_kv_heads) * config.head_dim
-        + 4 * config.num_heads
-        + (4 * (config.num_heads + config.num_kv_heads) * config.head_dim if config.qk_norm else 0)
-    )
-}
-_ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {"top_k": lambda dim, moe: dim * moe.num_experts}
-_OPTIMIZER_STATES = {"adamw": 2}
+_OPTIMIZER_VALUES = {"adamw": 2.0, "muon": 1.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}

@@ -39,7 +39,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config, kind=kind) for kind in config.layer_kinds())
+        self.blocks = nn.ModuleList(
+            Block(config, kind=kind, attention=attention)
+            for kind, attention in zip(config.layer_kinds(), config.layer_attentions(), strict=True)
+        )
         self.final_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 
@@ -60,9 +63,9 @@ class Transformer(nn.Module):
         x_BLD = self.embedding(tokens_BL)
         routings: list[LayerRouting] = []
         for layer, block in enumerate(self.blocks):
-            x_BLD, routing = block(x_BLD)
+            x_BLD, routing = block(x_BLD, tokens_BL)
             if routing is not None:
-                routings.append(LayerRouting.of(routing, layer=layer))
+                routings.append(LayerRouting.of(routing, layer=layer, num_sequences=len(tokens_BL)))
         return self.final_norm(x_BLD), tuple(routings)
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:

@@ -7,7 +7,16 @@ from trainer.registry import Registry
 if TYPE_CHECKING:
     from trainer.optimizers.base import OptimizerBuilder
 
-OPTIMIZERS: Registry["OptimizerBuilder"] = Registry("optimizer", {"adamw": "trainer.optimizers.adamw:AdamW"})
+OPTIMIZERS: Registry["OptimizerBuilder"] = Registry(
+    "optimizer",
+    {
+        "adafactor": "trainer.optimizers.adafactor:Adafactor",
+        "adamw": "trainer.optimizers.adamw:AdamW",
+        "by_role": "trainer.optimizers.by_role:ByRole",
+        "lion": "trainer.optimizers.lion:Lion",
+        "muon": "trainer.optimizers.muon:Muon",
+    },
+)
 """`kind` of an OptimizerConfig -> its class."""
 
 __all__ = ["OPTIMIZERS"]

@@ -1,11 +1,26 @@
 """AdamW with its own settings per parameter role."""
 
-import torch
-from torch import nn
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from trainer.config.optimizers import AdamWConfig, GroupOverrides, ParameterRole
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from trainer.config.optimizers import AdamWConfig, GroupOverrides
 from trainer.optimizers.base import OptimizerBuilder
-from trainer.optimizers.groups import role_groups
+from trainer.optimizers.grouped import gradients
+from trainer.optimizers.groups import rate_options, role_groups
+
+
+class BetasConfig(Protocol):
+    """A config with the betas of AdamW."""
+
+    @property
+    def beta1(self) -> float: ...
+
+    @property
+    def beta2(self) -> float: ...
 
 
 class AdamW(OptimizerBuilder):
@@ -23,28 +38,49 @@ class AdamW(OptimizerBuilder):
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         config = self.config
         groups = []
-        for role, decayed, parameters in role_groups(model):
-            overrides = self._overrides(role)
-            decay = config.weight_decay if overrides.weight_decay is None else overrides.weight_decay
-            beta1 = config.beta1 if overrides.beta1 is None else overrides.beta1
-            beta2 = config.beta2 if overrides.beta2 is None else overrides.beta2
-            groups.append(
-                {
-                    "params": parameters,
-                    "role": role,
-                    "lr_scale": overrides.lr_scale,
-                    "lr": config.lr * overrides.lr_scale,
-                    "betas": (beta1, beta2),
-                    "weight_decay": decay if decayed else 0.0,
-                }
-            )
+        for group in role_groups(model):
+            overrides: GroupOverrides = getattr(config, group.role)
+            groups.append(rate_options(group, config, overrides) | {"betas": betas(config, overrides)})
         return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, fused=True)
 
-    def _overrides(self, role: ParameterRole) -> GroupOverrides:
-        config = self.config
-        return {
-            "dense": config.dense,
-            "router": config.router,
-            "expert": config.expert,
-            "embedding": config.embedding,
-        }[role]
+
+def betas(config: BetasConfig, overrides: GroupOverrides) -> tuple[float, float]:
+    """Returns the betas of a group: the overrides', and where they are silent the config's."""
+    beta1 = config.beta1 if overrides.beta1 is None else overrides.beta1
+    beta2 = config.beta2 if overrides.beta2 is None else overrides.beta2
+    return beta1, beta2
+
+
+def adamw_options(group_betas: tuple[float, float], *, eps: float) -> dict[str, Any]:
+    """Returns the options of a group that `adamw_update` updates, rate and decay excepted."""
+    return {"rule": "adamw", "betas": group_betas, "eps": eps, "fused": True}
+
+
+def adamw_update(parameters: Sequence[Tensor], states: Sequence[dict[str, Tensor]], group: Mapping[str, Any]) -> None:
+    """The same update as an `UpdateRule`, for optimizers that leave some parameters to AdamW.
+
+    Options: `lr`, `betas`, `eps`, `weight_decay`, and `fused: True`, by which torch knows, when it loads a state, that
+    step counts stay on the parameters' device.
+    """
+    for parameter, state in zip(parameters, states, strict=True):
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    beta1, beta2 = group["betas"]
+    adamw(
+        list(parameters),
+        gradients(parameters),
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=group["fused"],
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )

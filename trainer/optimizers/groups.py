@@ -1,11 +1,11 @@
-"""Parameter groups: one per role, split into what is decayed and what is not."""
+"""Parameter groups: one per role, split into what is decayed and what is not, with the role's overrides."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 from torch import nn
 
-from trainer.config.optimizers import ParameterRole
+from trainer.config.optimizers import ParameterRole, RateOverrides
 from trainer.model.build import parameter_roles
 
 
@@ -20,9 +20,31 @@ class RoleGroup(NamedTuple):
     parameters: list[nn.Parameter]
 
 
+class RatedConfig(Protocol):
+    """What the config of every optimizer has."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
 def role_groups(model: nn.Module) -> tuple[RoleGroup, ...]:
     """Returns the non-empty groups; each parameter that is trained is in exactly one, in the order of the model."""
     return tuple(_role_groups(model))
+
+
+def rate_options(group: RoleGroup, config: RatedConfig, overrides: RateOverrides) -> dict[str, Any]:
+    """Returns the part of a torch parameter group that every optimizer has: parameters, role, rate and decay."""
+    decay = config.weight_decay if overrides.weight_decay is None else overrides.weight_decay
+    return {
+        "params": group.parameters,
+        "role": group.role,
+        "lr_scale": overrides.lr_scale,
+        "lr": config.lr * overrides.lr_scale,
+        "weight_decay": decay if group.decayed else 0.0,
+    }
 
 
 def _role_groups(model: nn.Module) -> Iterator[RoleGroup]:

@@ -7,7 +7,16 @@ from trainer.registry import Registry
 if TYPE_CHECKING:
     from trainer.routers.base import Router
 
-ROUTERS: Registry["Router"] = Registry("router", {"top_k": "trainer.routers.top_k:TopKRouter"})
+ROUTERS: Registry["Router"] = Registry(
+    "router",
+    {
+        "group_limited": "trainer.routers.group_limited:GroupLimitedRouter",
+        "hash": "trainer.routers.hash:HashRouter",
+        "random": "trainer.routers.random:RandomRouter",
+        "sinkhorn": "trainer.routers.sinkhorn:SinkhornRouter",
+        "top_k": "trainer.routers.top_k:TopKRouter",
+    },
+)
 """`kind` of a RouterConfig -> its class."""
 
 __all__ = ["ROUTERS"]

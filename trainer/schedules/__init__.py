@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 SCHEDULES: Registry["Schedule"] = Registry(
     "schedule",
     {
+        "constant": "trainer.schedules.constant:ConstantSchedule",
         "cosine": "trainer.schedules.cosine:CosineSchedule",
+        "inverse_sqrt": "trainer.schedules.inverse_sqrt:InverseSqrtSchedule",
         "wsd": "trainer.schedules.wsd:WarmupStableDecaySchedule",
     },
 )

@@ -10,9 +10,6 @@ class WarmupConfig(Protocol):
     @property
     def warmup_fraction(self) -> float: ...
 
-    @property
-    def final_fraction(self) -> float: ...
-
 
 class Schedule(ABC):
     """A factor in [0, 1] on the learning rate for each 0-based step of a run of `num_steps`.
@@ -26,7 +23,6 @@ class Schedule(ABC):
             raise ValueError(f"num_steps={num_steps} is not allowed; a schedule needs at least 1")
         self.last_step = num_steps - 1
         self.num_warmup_steps = min(round(config.warmup_fraction * num_steps), self.last_step)
-        self.final_fraction = config.final_fraction
 
     def __call__(self, step: int) -> float:
         """Returns the factor of `step`.

@@ -14,6 +14,7 @@ class CosineSchedule(Schedule):
 
     def __init__(self, config: CosineScheduleConfig, *, num_steps: int) -> None:
         super().__init__(config, num_steps=num_steps)
+        self.final_fraction = config.final_fraction
 
     def after_warmup(self, step: int) -> float:
         if step == self.num_warmup_steps:

@@ -12,6 +12,7 @@ class WarmupStableDecaySchedule(Schedule):
 
     def __init__(self, config: WarmupStableDecayScheduleConfig, *, num_steps: int) -> None:
         super().__init__(config, num_steps=num_steps)
+        self.final_fraction = config.final_fraction
         wanted = max(round(config.decay_fraction * num_steps), 1) if config.decay_fraction else 0
         self.num_decay_steps = min(wanted, self.last_step - self.num_warmup_steps)
 

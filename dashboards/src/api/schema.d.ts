@@ -541,6 +541,214 @@ export interface components {
             reduction_factor: number;
         };
         /**
+         * AdafactorConfig
+         * @description Adafactor: second moments as a row and a column per matrix, updates relative to the size of the weights.
+         *
+         *     `lr` is relative: an update changes a weight matrix by about that share of its root mean square.
+         *     Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithm 4 without momentum.
+         */
+        AdafactorConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adafactor";
+            /** Lr */
+            lr: number;
+            /**
+             * Decay Exponent
+             * @description The second moments' decay at step t is 1 - t**-decay_exponent.
+             * @default 0.8
+             */
+            decay_exponent: number;
+            /**
+             * Clip Threshold
+             * @description Largest root mean square of an update before the learning rate.
+             * @default 1
+             */
+            clip_threshold: number;
+            /**
+             * Min Weight Rms
+             * @description Size that smaller weights are taken to have, so that those at zero can leave it.
+             * @default 0.001
+             */
+            min_weight_rms: number;
+            /**
+             * Weight Decay
+             * @default 0
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null
+             *     }
+             */
+            dense: components["schemas"]["RateOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0
+             *     }
+             */
+            router: components["schemas"]["RouterRateOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null
+             *     }
+             */
+            expert: components["schemas"]["RateOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null
+             *     }
+             */
+            embedding: components["schemas"]["RateOverrides"];
+        };
+        /**
+         * AdafactorConfig
+         * @description Adafactor: second moments as a row and a column per matrix, updates relative to the size of the weights.
+         *
+         *     `lr` is relative: an update changes a weight matrix by about that share of its root mean square.
+         *     Source: Shazeer and Stern 2018, arXiv:1804.04235, algorithm 4 without momentum.
+         */
+        AdafactorConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adafactor";
+            /** Lr */
+            lr: number;
+            /**
+             * Decay Exponent
+             * @description The second moments' decay at step t is 1 - t**-decay_exponent.
+             * @default 0.8
+             */
+            decay_exponent: number;
+            /**
+             * Clip Threshold
+             * @description Largest root mean square of an update before the learning rate.
+             * @default 1
+             */
+            clip_threshold: number;
+            /**
+             * Min Weight Rms
+             * @description Size that smaller weights are taken to have, so that those at zero can leave it.
+             * @default 0.001
+             */
+            min_weight_rms: number;
+            /**
+             * Weight Decay
+             * @default 0
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null
+             *     }
+             */
+            dense: components["schemas"]["RateOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0
+             *     }
+             */
+            router: components["schemas"]["RouterRateOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null
+             *     }
+             */
+            expert: components["schemas"]["RateOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null
+             *     }
+             */
+            embedding: components["schemas"]["RateOverridesInput"];
+        };
+        /**
+         * AdafactorRule
+         * @description Adafactor for one role; see AdafactorConfig.
+         */
+        AdafactorRule: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adafactor";
+            /**
+             * Decay Exponent
+             * @default 0.8
+             */
+            decay_exponent: number;
+            /**
+             * Clip Threshold
+             * @default 1
+             */
+            clip_threshold: number;
+            /**
+             * Min Weight Rms
+             * @default 0.001
+             */
+            min_weight_rms: number;
+        };
+        /**
+         * AdafactorRule
+         * @description Adafactor for one role; see AdafactorConfig.
+         */
+        AdafactorRuleInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adafactor";
+            /**
+             * Decay Exponent
+             * @default 0.8
+             */
+            decay_exponent: number;
+            /**
+             * Clip Threshold
+             * @default 1
+             */
+            clip_threshold: number;
+            /**
+             * Min Weight Rms
+             * @default 0.001
+             */
+            min_weight_rms: number;
+        };
+        /**
          * AdamWConfig
          * @description AdamW with one group per parameter role.
          *
@@ -548,9 +756,8 @@ export interface components {
          */
         AdamWConfig: {
             /**
-             * Kind
-             * @default adamw
-             * @constant
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
             kind: "adamw";
             /** Lr */
@@ -620,9 +827,8 @@ export interface components {
          */
         AdamWConfigInput: {
             /**
-             * Kind
-             * @default adamw
-             * @constant
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
             kind: "adamw";
             /** Lr */
@@ -683,6 +889,80 @@ export interface components {
              *     }
              */
             embedding: components["schemas"]["GroupOverridesInput"];
+        };
+        /**
+         * AdamWRule
+         * @description AdamW for one role; see AdamWConfig.
+         */
+        AdamWRule: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adamw";
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+        };
+        /**
+         * AdamWRule
+         * @description AdamW for one role; see AdamWConfig.
+         */
+        AdamWRuleInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adamw";
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
         };
         /**
          * BFloat16AutocastConfig
@@ -770,6 +1050,144 @@ export interface components {
             params: {
                 [key: string]: boolean | number | string | null;
             };
+        };
+        /**
+         * ByRoleConfig
+         * @description Several optimizers at once: each role of parameters has its own, under one schedule.
+         *
+         *     A role's learning rate is `lr` times its `lr_scale`: the kinds want rates of different sizes, see their configs.
+         */
+        ByRoleConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "by_role";
+            /** Lr */
+            lr: number;
+            /**
+             * Weight Decay
+             * @description Of roles that have none of their own; a router without one is not decayed.
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * Dense
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            dense: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            /**
+             * Router
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            router: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            /**
+             * Expert
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            expert: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            /**
+             * Embedding
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            embedding: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+        };
+        /**
+         * ByRoleConfig
+         * @description Several optimizers at once: each role of parameters has its own, under one schedule.
+         *
+         *     A role's learning rate is `lr` times its `lr_scale`: the kinds want rates of different sizes, see their configs.
+         */
+        ByRoleConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "by_role";
+            /** Lr */
+            lr: number;
+            /**
+             * Weight Decay
+             * @description Of roles that have none of their own; a router without one is not decayed.
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * Dense
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            dense: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            /**
+             * Router
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            router: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            /**
+             * Expert
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            expert: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            /**
+             * Embedding
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            embedding: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
         };
         /**
          * Catalog
@@ -946,6 +1364,38 @@ export interface components {
             json_schema: {
                 [key: string]: unknown;
             };
+        };
+        /**
+         * ConstantScheduleConfig
+         * @description Linear warm-up, then the whole learning rate to the end.
+         */
+        ConstantScheduleConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "constant";
+            /**
+             * Warmup Fraction
+             * @default 0.05
+             */
+            warmup_fraction: number;
+        };
+        /**
+         * ConstantScheduleConfig
+         * @description Linear warm-up, then the whole learning rate to the end.
+         */
+        ConstantScheduleConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "constant";
+            /**
+             * Warmup Fraction
+             * @default 0.05
+             */
+            warmup_fraction: number;
         };
         /**
          * CorpusRead
@@ -1611,6 +2061,94 @@ export interface components {
             log: boolean;
         };
         /**
+         * GatedDeltaNetConfig
+         * @description Linear attention by the gated delta rule with one decay per head.
+         *
+         *     Source: Yang et al. 2024, arXiv:2412.06464.
+         */
+        GatedDeltaNetConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "gdn";
+            /** Num Heads */
+            num_heads: number;
+            /**
+             * Head Dim
+             * @description Of queries and keys.
+             */
+            head_dim: number;
+            /**
+             * V Head Dim
+             * @description Of values. Not 1: the norm of a head's result would leave nothing but a sign.
+             */
+            v_head_dim: number;
+            /**
+             * Conv Size
+             * @description Positions the short convolution of queries, keys and values sees, its own included.
+             * @default 4
+             */
+            conv_size: number;
+        };
+        /**
+         * GatedDeltaNetConfig
+         * @description Linear attention by the gated delta rule with one decay per head.
+         *
+         *     Source: Yang et al. 2024, arXiv:2412.06464.
+         */
+        GatedDeltaNetConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "gdn";
+            /** Num Heads */
+            num_heads: number;
+            /**
+             * Head Dim
+             * @description Of queries and keys.
+             */
+            head_dim: number;
+            /**
+             * V Head Dim
+             * @description Of values. Not 1: the norm of a head's result would leave nothing but a sign.
+             */
+            v_head_dim: number;
+            /**
+             * Conv Size
+             * @description Positions the short convolution of queries, keys and values sees, its own included.
+             * @default 4
+             */
+            conv_size: number;
+        };
+        /**
+         * GlobalAttentionConfig
+         * @description A second attention for some layers: with `every: 4`, layers 4, 8, 12, ... counted from 1, and always the last.
+         *
+         *     Local attention (a window, or a linear kind) in most layers and global attention in a few is the pattern of
+         *     gpt-oss (arXiv:2508.10925, every 2) and Kimi Linear (arXiv:2510.26692, every 4).
+         */
+        GlobalAttentionConfig: {
+            /** Every */
+            every: number;
+            /** Attention */
+            attention: components["schemas"]["GroupedQueryAttentionConfig"] | components["schemas"]["MultiHeadLatentAttentionConfig"] | components["schemas"]["KimiDeltaAttentionConfig"] | components["schemas"]["GatedDeltaNetConfig"] | components["schemas"]["NativeSparseAttentionConfig"];
+        };
+        /**
+         * GlobalAttentionConfig
+         * @description A second attention for some layers: with `every: 4`, layers 4, 8, 12, ... counted from 1, and always the last.
+         *
+         *     Local attention (a window, or a linear kind) in most layers and global attention in a few is the pattern of
+         *     gpt-oss (arXiv:2508.10925, every 2) and Kimi Linear (arXiv:2510.26692, every 4).
+         */
+        GlobalAttentionConfigInput: {
+            /** Every */
+            every: number;
+            /** Attention */
+            attention: components["schemas"]["GroupedQueryAttentionConfigInput"] | components["schemas"]["MultiHeadLatentAttentionConfigInput"] | components["schemas"]["KimiDeltaAttentionConfigInput"] | components["schemas"]["GatedDeltaNetConfigInput"] | components["schemas"]["NativeSparseAttentionConfigInput"];
+        };
+        /**
          * GridSampler
          * @description Every combination once; float domains need a `step`.
          */
@@ -1631,6 +2169,152 @@ export interface components {
              * @enum {string}
              */
             kind: "grid";
+        };
+        /**
+         * GroupBalancingLossConfig
+         * @description Balance between groups of experts, whatever the balance within them: the device-level loss of DeepSeekMoE.
+         *
+         *     The experts stand in `num_groups` groups of equal size, as for the group-limited router. Per layer, then the mean
+         *     over layers, of each micro-batch.
+         *
+         *     Source: Dai et al. 2024, arXiv:2401.06066, eq. 15-17.
+         */
+        GroupBalancingLossConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "group_balancing_loss";
+            /** Coefficient */
+            coefficient: number;
+            /** Num Groups */
+            num_groups: number;
+        };
+        /**
+         * GroupBalancingLossConfig
+         * @description Balance between groups of experts, whatever the balance within them: the device-level loss of DeepSeekMoE.
+         *
+         *     The experts stand in `num_groups` groups of equal size, as for the group-limited router. Per layer, then the mean
+         *     over layers, of each micro-batch.
+         *
+         *     Source: Dai et al. 2024, arXiv:2401.06066, eq. 15-17.
+         */
+        GroupBalancingLossConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "group_balancing_loss";
+            /** Coefficient */
+            coefficient: number;
+            /** Num Groups */
+            num_groups: number;
+        };
+        /**
+         * GroupLimitedRouterConfig
+         * @description Token choice within the best groups of experts, as when each group lives on a node of its own.
+         *
+         *     The experts stand in `num_groups` groups of equal size; a token takes its `top_k` best experts of its
+         *     `groups_per_token` best groups.
+         *
+         *     Source: DeepSeek-V2, arXiv:2405.04434, section 2.2.2 (a group counts as its best expert); DeepSeek-V3,
+         *     arXiv:2412.19437, section 2.1.2 (as the sum of its best two, for 8 experts in 4 groups).
+         */
+        GroupLimitedRouterConfig: {
+            /**
+             * Score
+             * @default softmax
+             * @enum {string}
+             */
+            score: "softmax" | "sigmoid";
+            /**
+             * Normalize
+             * @description Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone.
+             * @default true
+             */
+            normalize: boolean;
+            /**
+             * Scale
+             * @description Factor on the weights after normalising (DeepSeek's routed scaling factor).
+             * @default 1
+             */
+            scale: number;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "group_limited";
+            /** Num Groups */
+            num_groups: number;
+            /** Groups Per Token */
+            groups_per_token: number;
+            /**
+             * Group Score
+             * @description What a group counts as: its best score, or the sum of its best two.
+             * @default best_two
+             * @enum {string}
+             */
+            group_score: "best" | "best_two";
+        };
+        /**
+         * GroupLimitedRouterConfig
+         * @description Token choice within the best groups of experts, as when each group lives on a node of its own.
+         *
+         *     The experts stand in `num_groups` groups of equal size; a token takes its `top_k` best experts of its
+         *     `groups_per_token` best groups.
+         *
+         *     Source: DeepSeek-V2, arXiv:2405.04434, section 2.2.2 (a group counts as its best expert); DeepSeek-V3,
+         *     arXiv:2412.19437, section 2.1.2 (as the sum of its best two, for 8 experts in 4 groups).
+         */
+        GroupLimitedRouterConfigInput: {
+            /**
+             * Score
+             * @default softmax
+             * @enum {string}
+             */
+            score: "softmax" | "sigmoid";
+            /**
+             * Normalize
+             * @description Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone.
+             * @default true
+             */
+            normalize: boolean;
+            /**
+             * Scale
+             * @description Factor on the weights after normalising (DeepSeek's routed scaling factor).
+             * @default 1
+             */
+            scale: number;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "group_limited";
+            /** Num Groups */
+            num_groups: number;
+            /** Groups Per Token */
+            groups_per_token: number;
+            /**
+             * Group Score
+             * @description What a group counts as: its best score, or the sum of its best two.
+             * @default best_two
+             * @enum {string}
+             */
+            group_score: "best" | "best_two";
         };
         /**
          * GroupOverrides
@@ -1690,13 +2374,13 @@ export interface components {
          * GroupedQueryAttentionConfig
          * @description Grouped-query attention with rotary positions; `num_kv_heads == num_heads` is multi-head attention.
          *
-         *     Source: Ainslie et al. 2023, arXiv:2305.13245.
+         *     Sources: Ainslie et al. 2023, arXiv:2305.13245; window: Beltagy et al. 2020, arXiv:2004.05150; biases and sinks:
+         *     OpenAI 2025 (gpt-oss), arXiv:2508.10925.
          */
         GroupedQueryAttentionConfig: {
             /**
-             * Kind
-             * @default gqa
-             * @constant
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
             kind: "gqa";
             /** Num Heads */
@@ -1707,10 +2391,36 @@ export interface components {
             head_dim: number;
             /**
              * Qk Norm
-             * @description RMSNorm over each head's query and key before the rotation.
+             * @description RMSNorm over queries and keys before the rotation.
              * @default false
              */
             qk_norm: boolean;
+            /**
+             * Qk Norm Over
+             * @description What one norm covers: each head for itself (Qwen3), or the features of all heads at once (OLMoE).
+             * @default head
+             * @enum {string}
+             */
+            qk_norm_over: "head" | "all_heads";
+            /**
+             * Window
+             * @description Positions a position sees, itself included; null for all before it.
+             * @default null
+             */
+            window: number | null;
+            /**
+             * Bias
+             * @description Biases on none, on queries, keys and values (Qwen2), or on the output projection too (gpt-oss).
+             * @default none
+             * @enum {string}
+             */
+            bias: "none" | "qkv" | "all";
+            /**
+             * Sinks
+             * @description A learned logit per head that takes part in the softmax and has no value.
+             * @default false
+             */
+            sinks: boolean;
             /**
              * Rope Theta
              * @default 10000
@@ -1721,13 +2431,13 @@ export interface components {
          * GroupedQueryAttentionConfig
          * @description Grouped-query attention with rotary positions; `num_kv_heads == num_heads` is multi-head attention.
          *
-         *     Source: Ainslie et al. 2023, arXiv:2305.13245.
+         *     Sources: Ainslie et al. 2023, arXiv:2305.13245; window: Beltagy et al. 2020, arXiv:2004.05150; biases and sinks:
+         *     OpenAI 2025 (gpt-oss), arXiv:2508.10925.
          */
         GroupedQueryAttentionConfigInput: {
             /**
-             * Kind
-             * @default gqa
-             * @constant
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
             kind: "gqa";
             /** Num Heads */
@@ -1738,15 +2448,79 @@ export interface components {
             head_dim: number;
             /**
              * Qk Norm
-             * @description RMSNorm over each head's query and key before the rotation.
+             * @description RMSNorm over queries and keys before the rotation.
              * @default false
              */
             qk_norm: boolean;
+            /**
+             * Qk Norm Over
+             * @description What one norm covers: each head for itself (Qwen3), or the features of all heads at once (OLMoE).
+             * @default head
+             * @enum {string}
+             */
+            qk_norm_over: "head" | "all_heads";
+            /**
+             * Window
+             * @description Positions a position sees, itself included; null for all before it.
+             * @default null
+             */
+            window: number | null;
+            /**
+             * Bias
+             * @description Biases on none, on queries, keys and values (Qwen2), or on the output projection too (gpt-oss).
+             * @default none
+             * @enum {string}
+             */
+            bias: "none" | "qkv" | "all";
+            /**
+             * Sinks
+             * @description A learned logit per head that takes part in the softmax and has no value.
+             * @default false
+             */
+            sinks: boolean;
             /**
              * Rope Theta
              * @default 10000
              */
             rope_theta: number;
+        };
+        /**
+         * HashRouterConfig
+         * @description Every token of the vocabulary has its `top_k` experts from the start, by a hash; their weights are equal.
+         *
+         *     Source: Roller et al. 2021, arXiv:2106.04426, random hash.
+         */
+        HashRouterConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hash";
+            /**
+             * Seed
+             * @description Another seed is another hash.
+             * @default 0
+             */
+            seed: number;
+        };
+        /**
+         * HashRouterConfig
+         * @description Every token of the vocabulary has its `top_k` experts from the start, by a hash; their weights are equal.
+         *
+         *     Source: Roller et al. 2021, arXiv:2106.04426, random hash.
+         */
+        HashRouterConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hash";
+            /**
+             * Seed
+             * @description Another seed is another hash.
+             * @default 0
+             */
+            seed: number;
         };
         /**
          * IntDomain
@@ -1791,6 +2565,98 @@ export interface components {
             log: boolean;
         };
         /**
+         * InverseSqrtScheduleConfig
+         * @description Linear warm-up, then a decay with the inverse square root of the step, continuous at the warm-up's end.
+         *
+         *     The warm-up sets the pace of the decay: a run four times as long as its warm-up ends at half the learning rate.
+         *
+         *     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 3, scaled to a peak of 1.
+         */
+        InverseSqrtScheduleConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "inverse_sqrt";
+            /**
+             * Warmup Fraction
+             * @default 0.05
+             */
+            warmup_fraction: number;
+        };
+        /**
+         * InverseSqrtScheduleConfig
+         * @description Linear warm-up, then a decay with the inverse square root of the step, continuous at the warm-up's end.
+         *
+         *     The warm-up sets the pace of the decay: a run four times as long as its warm-up ends at half the learning rate.
+         *
+         *     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 3, scaled to a peak of 1.
+         */
+        InverseSqrtScheduleConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "inverse_sqrt";
+            /**
+             * Warmup Fraction
+             * @default 0.05
+             */
+            warmup_fraction: number;
+        };
+        /**
+         * KimiDeltaAttentionConfig
+         * @description Linear attention by the gated delta rule with a decay per key feature. Its cost grows with the length.
+         *
+         *     Source: Kimi Linear, arXiv:2510.26692.
+         */
+        KimiDeltaAttentionConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "kda";
+            /** Num Heads */
+            num_heads: number;
+            /**
+             * Head Dim
+             * @description Of queries, keys and values, and the rank that decay and output gate are made through.
+             */
+            head_dim: number;
+            /**
+             * Conv Size
+             * @description Positions the short convolution of queries, keys and values sees, its own included.
+             * @default 4
+             */
+            conv_size: number;
+        };
+        /**
+         * KimiDeltaAttentionConfig
+         * @description Linear attention by the gated delta rule with a decay per key feature. Its cost grows with the length.
+         *
+         *     Source: Kimi Linear, arXiv:2510.26692.
+         */
+        KimiDeltaAttentionConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "kda";
+            /** Num Heads */
+            num_heads: number;
+            /**
+             * Head Dim
+             * @description Of queries, keys and values, and the rank that decay and output gate are made through.
+             */
+            head_dim: number;
+            /**
+             * Conv Size
+             * @description Positions the short convolution of queries, keys and values sees, its own included.
+             * @default 4
+             */
+            conv_size: number;
+        };
+        /**
          * LayerHealth
          * @description The state of one MoE layer's router around a spike.
          */
@@ -1801,6 +2667,208 @@ export interface components {
             max_violation: number | null;
             /** Token Entropy */
             token_entropy: number | null;
+        };
+        /**
+         * LionConfig
+         * @description Lion: the sign of an interpolated momentum, one state per parameter.
+         *
+         *     Every weight moves by the whole learning rate, so it wants 3 to 10 times less of it than AdamW, and as much more
+         *     decay. Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
+         */
+        LionConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "lion";
+            /** Lr */
+            lr: number;
+            /**
+             * Beta1
+             * @description Share of the old momentum in the update.
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Share of the old momentum in the new one.
+             * @default 0.99
+             */
+            beta2: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            dense: components["schemas"]["GroupOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            expert: components["schemas"]["GroupOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverrides"];
+        };
+        /**
+         * LionConfig
+         * @description Lion: the sign of an interpolated momentum, one state per parameter.
+         *
+         *     Every weight moves by the whole learning rate, so it wants 3 to 10 times less of it than AdamW, and as much more
+         *     decay. Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
+         */
+        LionConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "lion";
+            /** Lr */
+            lr: number;
+            /**
+             * Beta1
+             * @description Share of the old momentum in the update.
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Share of the old momentum in the new one.
+             * @default 0.99
+             */
+            beta2: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            dense: components["schemas"]["GroupOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            expert: components["schemas"]["GroupOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverridesInput"];
+        };
+        /**
+         * LionRule
+         * @description Lion for one role; see LionConfig.
+         */
+        LionRule: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "lion";
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.99
+             */
+            beta2: number;
+        };
+        /**
+         * LionRule
+         * @description Lion for one role; see LionConfig.
+         */
+        LionRuleInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "lion";
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.99
+             */
+            beta2: number;
         };
         /**
          * Liveness
@@ -1970,7 +3038,8 @@ export interface components {
          * LossFreeBiasConfig
          * @description A bias per expert, used for the selection only and moved by `update_rate` against the load after each step.
          *
-         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1; the sign is centred as in torchtitan.
+         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1 and, for the proportional update, table 3; the update is
+         *     centred as in torchtitan.
          */
         LossFreeBiasConfig: {
             /**
@@ -1980,12 +3049,26 @@ export interface components {
             kind: "loss_free_bias";
             /** Update Rate */
             update_rate: number;
+            /**
+             * Update
+             * @description Move by the sign of (mean load - load), or by (mean load - load) / mean load.
+             * @default sign
+             * @enum {string}
+             */
+            update: "sign" | "proportional";
+            /**
+             * Clamp
+             * @description Largest absolute value a bias may take; null leaves it free.
+             * @default null
+             */
+            clamp: number | null;
         };
         /**
          * LossFreeBiasConfig
          * @description A bias per expert, used for the selection only and moved by `update_rate` against the load after each step.
          *
-         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1; the sign is centred as in torchtitan.
+         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1 and, for the proportional update, table 3; the update is
+         *     centred as in torchtitan.
          */
         LossFreeBiasConfigInput: {
             /**
@@ -1995,6 +3078,19 @@ export interface components {
             kind: "loss_free_bias";
             /** Update Rate */
             update_rate: number;
+            /**
+             * Update
+             * @description Move by the sign of (mean load - load), or by (mean load - load) / mean load.
+             * @default sign
+             * @enum {string}
+             */
+            update: "sign" | "proportional";
+            /**
+             * Clamp
+             * @description Largest absolute value a bias may take; null leaves it free.
+             * @default null
+             */
+            clamp: number | null;
         };
         /**
          * MemoryNeeded
@@ -2060,19 +3156,21 @@ export interface components {
              */
             num_dense_layers: number;
             /**
+             * Router
              * @default {
-             *       "kind": "top_k",
              *       "score": "softmax",
              *       "normalize": true,
-             *       "scale": 1
+             *       "scale": 1,
+             *       "input_jitter": 0,
+             *       "kind": "top_k"
              *     }
              */
-            router: components["schemas"]["TopKRouterConfig"];
+            router: components["schemas"]["TopKRouterConfig"] | components["schemas"]["GroupLimitedRouterConfig"] | components["schemas"]["SinkhornRouterConfig"] | components["schemas"]["HashRouterConfig"] | components["schemas"]["RandomRouterConfig"];
             /**
              * Balancing
              * @default []
              */
-            balancing: (components["schemas"]["LoadBalancingLossConfig"] | components["schemas"]["RouterZLossConfig"] | components["schemas"]["LossFreeBiasConfig"])[];
+            balancing: (components["schemas"]["LoadBalancingLossConfig"] | components["schemas"]["SequenceBalancingLossConfig"] | components["schemas"]["GroupBalancingLossConfig"] | components["schemas"]["RouterZLossConfig"] | components["schemas"]["LossFreeBiasConfig"])[];
         };
         /**
          * MoEConfig
@@ -2098,19 +3196,21 @@ export interface components {
              */
             num_dense_layers: number;
             /**
+             * Router
              * @default {
-             *       "kind": "top_k",
              *       "score": "softmax",
              *       "normalize": true,
-             *       "scale": 1
+             *       "scale": 1,
+             *       "input_jitter": 0,
+             *       "kind": "top_k"
              *     }
              */
-            router: components["schemas"]["TopKRouterConfigInput"];
+            router: components["schemas"]["TopKRouterConfigInput"] | components["schemas"]["GroupLimitedRouterConfigInput"] | components["schemas"]["SinkhornRouterConfigInput"] | components["schemas"]["HashRouterConfigInput"] | components["schemas"]["RandomRouterConfigInput"];
             /**
              * Balancing
              * @default []
              */
-            balancing: (components["schemas"]["LoadBalancingLossConfigInput"] | components["schemas"]["RouterZLossConfigInput"] | components["schemas"]["LossFreeBiasConfigInput"])[];
+            balancing: (components["schemas"]["LoadBalancingLossConfigInput"] | components["schemas"]["SequenceBalancingLossConfigInput"] | components["schemas"]["GroupBalancingLossConfigInput"] | components["schemas"]["RouterZLossConfigInput"] | components["schemas"]["LossFreeBiasConfigInput"])[];
         };
         /**
          * ModelConfig
@@ -2128,7 +3228,13 @@ export interface components {
              * @description Width of the dense MLPs: all of them when `moe` is null, else the first `moe.num_dense_layers`.
              */
             hidden_dim: number;
-            attention: components["schemas"]["GroupedQueryAttentionConfig"];
+            /**
+             * Attention
+             * @description The attention of every layer, or of those that `global_attention` leaves.
+             */
+            attention: components["schemas"]["GroupedQueryAttentionConfig"] | components["schemas"]["MultiHeadLatentAttentionConfig"] | components["schemas"]["KimiDeltaAttentionConfig"] | components["schemas"]["GatedDeltaNetConfig"] | components["schemas"]["NativeSparseAttentionConfig"];
+            /** @default null */
+            global_attention: components["schemas"]["GlobalAttentionConfig"] | null;
             /** @default null */
             moe: components["schemas"]["MoEConfig"] | null;
             /**
@@ -2164,7 +3270,13 @@ export interface components {
              * @description Width of the dense MLPs: all of them when `moe` is null, else the first `moe.num_dense_layers`.
              */
             hidden_dim: number;
-            attention: components["schemas"]["GroupedQueryAttentionConfigInput"];
+            /**
+             * Attention
+             * @description The attention of every layer, or of those that `global_attention` leaves.
+             */
+            attention: components["schemas"]["GroupedQueryAttentionConfigInput"] | components["schemas"]["MultiHeadLatentAttentionConfigInput"] | components["schemas"]["KimiDeltaAttentionConfigInput"] | components["schemas"]["GatedDeltaNetConfigInput"] | components["schemas"]["NativeSparseAttentionConfigInput"];
+            /** @default null */
+            global_attention: components["schemas"]["GlobalAttentionConfigInput"] | null;
             /** @default null */
             moe: components["schemas"]["MoEConfigInput"] | null;
             /**
@@ -2183,6 +3295,478 @@ export interface components {
              * @default 0.02
              */
             init_std: number;
+        };
+        /**
+         * MomentumOverrides
+         * @description What a group of orthogonalised matrices does differently; a missing value is the optimizer's own.
+         */
+        MomentumOverrides: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * Momentum
+             * @default null
+             */
+            momentum: number | null;
+        };
+        /**
+         * MomentumOverrides
+         * @description What a group of orthogonalised matrices does differently; a missing value is the optimizer's own.
+         */
+        MomentumOverridesInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * Momentum
+             * @default null
+             */
+            momentum: number | null;
+        };
+        /**
+         * MultiHeadLatentAttentionConfig
+         * @description Keys and values of all heads from one small latent vector per position, which is all that decoding has to keep.
+         *
+         *     Source: DeepSeek-V2, arXiv:2405.04434, eq. 9-19.
+         */
+        MultiHeadLatentAttentionConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "mla";
+            /** Num Heads */
+            num_heads: number;
+            /**
+             * Kv Lora Rank
+             * @description Width of the latent that keys and values are made from.
+             */
+            kv_lora_rank: number;
+            /**
+             * Q Lora Rank
+             * @description Width of a latent that queries are made from; null makes them from the input itself (DeepSeek-V2-Lite).
+             * @default null
+             */
+            q_lora_rank: number | null;
+            /**
+             * Qk Nope Head Dim
+             * @description Features of a head's query and key without position.
+             */
+            qk_nope_head_dim: number;
+            /**
+             * Qk Rope Head Dim
+             * @description Rotated features of a head's query and key; the keys' are shared by all heads.
+             */
+            qk_rope_head_dim: number;
+            /** V Head Dim */
+            v_head_dim: number;
+            /**
+             * Rope Theta
+             * @default 10000
+             */
+            rope_theta: number;
+        };
+        /**
+         * MultiHeadLatentAttentionConfig
+         * @description Keys and values of all heads from one small latent vector per position, which is all that decoding has to keep.
+         *
+         *     Source: DeepSeek-V2, arXiv:2405.04434, eq. 9-19.
+         */
+        MultiHeadLatentAttentionConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "mla";
+            /** Num Heads */
+            num_heads: number;
+            /**
+             * Kv Lora Rank
+             * @description Width of the latent that keys and values are made from.
+             */
+            kv_lora_rank: number;
+            /**
+             * Q Lora Rank
+             * @description Width of a latent that queries are made from; null makes them from the input itself (DeepSeek-V2-Lite).
+             * @default null
+             */
+            q_lora_rank: number | null;
+            /**
+             * Qk Nope Head Dim
+             * @description Features of a head's query and key without position.
+             */
+            qk_nope_head_dim: number;
+            /**
+             * Qk Rope Head Dim
+             * @description Rotated features of a head's query and key; the keys' are shared by all heads.
+             */
+            qk_rope_head_dim: number;
+            /** V Head Dim */
+            v_head_dim: number;
+            /**
+             * Rope Theta
+             * @default 10000
+             */
+            rope_theta: number;
+        };
+        /**
+         * MuonConfig
+         * @description Muon for the matrices of dense layers and of each expert, AdamW for embeddings, routers and all vectors.
+         *
+         *     An update is scaled to the size AdamW's would have, so both share one learning rate and one decay.
+         *     Source: Jordan et al. 2024 (Muon); scale: Liu et al. 2025 (Moonlight), arXiv:2502.16982, section 2.2.
+         */
+        MuonConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "muon";
+            /** Lr */
+            lr: number;
+            /**
+             * Momentum
+             * @default 0.95
+             */
+            momentum: number;
+            /**
+             * Nesterov
+             * @default true
+             */
+            nesterov: boolean;
+            /**
+             * Num Iterations
+             * @description Newton-Schulz iterations per step.
+             * @default 5
+             */
+            num_iterations: number;
+            /**
+             * Beta1
+             * @description Of AdamW.
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Of AdamW.
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @description Of AdamW.
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "momentum": null
+             *     }
+             */
+            dense: components["schemas"]["MomentumOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "momentum": null
+             *     }
+             */
+            expert: components["schemas"]["MomentumOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverrides"];
+        };
+        /**
+         * MuonConfig
+         * @description Muon for the matrices of dense layers and of each expert, AdamW for embeddings, routers and all vectors.
+         *
+         *     An update is scaled to the size AdamW's would have, so both share one learning rate and one decay.
+         *     Source: Jordan et al. 2024 (Muon); scale: Liu et al. 2025 (Moonlight), arXiv:2502.16982, section 2.2.
+         */
+        MuonConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "muon";
+            /** Lr */
+            lr: number;
+            /**
+             * Momentum
+             * @default 0.95
+             */
+            momentum: number;
+            /**
+             * Nesterov
+             * @default true
+             */
+            nesterov: boolean;
+            /**
+             * Num Iterations
+             * @description Newton-Schulz iterations per step.
+             * @default 5
+             */
+            num_iterations: number;
+            /**
+             * Beta1
+             * @description Of AdamW.
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Of AdamW.
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @description Of AdamW.
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "momentum": null
+             *     }
+             */
+            dense: components["schemas"]["MomentumOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "momentum": null
+             *     }
+             */
+            expert: components["schemas"]["MomentumOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverridesInput"];
+        };
+        /**
+         * MuonRule
+         * @description Muon for the matrices of one role, AdamW with its defaults for the role's vectors; see MuonConfig.
+         */
+        MuonRule: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "muon";
+            /**
+             * Momentum
+             * @default 0.95
+             */
+            momentum: number;
+            /**
+             * Nesterov
+             * @default true
+             */
+            nesterov: boolean;
+            /**
+             * Num Iterations
+             * @default 5
+             */
+            num_iterations: number;
+        };
+        /**
+         * MuonRule
+         * @description Muon for the matrices of one role, AdamW with its defaults for the role's vectors; see MuonConfig.
+         */
+        MuonRuleInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "muon";
+            /**
+             * Momentum
+             * @default 0.95
+             */
+            momentum: number;
+            /**
+             * Nesterov
+             * @default true
+             */
+            nesterov: boolean;
+            /**
+             * Num Iterations
+             * @default 5
+             */
+            num_iterations: number;
+        };
+        /**
+         * NativeSparseAttentionConfig
+         * @description Every query attends to compressed blocks, to the blocks selected by their weight, and to a window.
+         *
+         *     The paper's sizes: compression 32 every 16, selection 16 blocks of 64, window 512.
+         *
+         *     Source: Yuan et al. 2025, arXiv:2502.11089, eq. 5-12.
+         */
+        NativeSparseAttentionConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nsa";
+            /** Num Heads */
+            num_heads: number;
+            /** Num Kv Heads */
+            num_kv_heads: number;
+            /** Head Dim */
+            head_dim: number;
+            /**
+             * Compression Block Size
+             * @description Positions that become one compressed key and value.
+             */
+            compression_block_size: number;
+            /**
+             * Compression Stride
+             * @description Positions from one compressed block to the next.
+             */
+            compression_stride: number;
+            /** Selection Block Size */
+            selection_block_size: number;
+            /**
+             * Num Selected Blocks
+             * @description Blocks a query sees whole, of which three are always the first one, its own, and the one before.
+             */
+            num_selected_blocks: number;
+            /** Window */
+            window: number;
+            /**
+             * Rope Theta
+             * @default 10000
+             */
+            rope_theta: number;
+        };
+        /**
+         * NativeSparseAttentionConfig
+         * @description Every query attends to compressed blocks, to the blocks selected by their weight, and to a window.
+         *
+         *     The paper's sizes: compression 32 every 16, selection 16 blocks of 64, window 512.
+         *
+         *     Source: Yuan et al. 2025, arXiv:2502.11089, eq. 5-12.
+         */
+        NativeSparseAttentionConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nsa";
+            /** Num Heads */
+            num_heads: number;
+            /** Num Kv Heads */
+            num_kv_heads: number;
+            /** Head Dim */
+            head_dim: number;
+            /**
+             * Compression Block Size
+             * @description Positions that become one compressed key and value.
+             */
+            compression_block_size: number;
+            /**
+             * Compression Stride
+             * @description Positions from one compressed block to the next.
+             */
+            compression_stride: number;
+            /** Selection Block Size */
+            selection_block_size: number;
+            /**
+             * Num Selected Blocks
+             * @description Blocks a query sees whole, of which three are always the first one, its own, and the one before.
+             */
+            num_selected_blocks: number;
+            /** Window */
+            window: number;
+            /**
+             * Rope Theta
+             * @default 10000
+             */
+            rope_theta: number;
         };
         /**
          * NoScheduler
@@ -2415,6 +3999,28 @@ export interface components {
             updated_at_ms: number;
         };
         /**
+         * RandomRouterConfig
+         * @description `top_k` random experts for every token, drawn anew each time, of equal weight: the control of all the others.
+         */
+        RandomRouterConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "random";
+        };
+        /**
+         * RandomRouterConfig
+         * @description `top_k` random experts for every token, drawn anew each time, of equal weight: the control of all the others.
+         */
+        RandomRouterConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "random";
+        };
+        /**
          * RandomSampler
          * @description Independent draws.
          */
@@ -2435,6 +4041,40 @@ export interface components {
              * @enum {string}
              */
             kind: "random";
+        };
+        /**
+         * RateOverrides
+         * @description Learning rate and decay of a parameter group; a missing value is the optimizer's own.
+         */
+        RateOverrides: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+        };
+        /**
+         * RateOverrides
+         * @description Learning rate and decay of a parameter group; a missing value is the optimizer's own.
+         */
+        RateOverridesInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
         };
         /**
          * Readiness
@@ -2634,6 +4274,40 @@ export interface components {
              * @default null
              */
             beta2: number | null;
+        };
+        /**
+         * RouterRateOverrides
+         * @description As the others, but routers are not decayed unless asked for: decay pulls their logits towards uniform routing.
+         */
+        RouterRateOverrides: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default 0
+             */
+            weight_decay: number | null;
+        };
+        /**
+         * RouterRateOverrides
+         * @description As the others, but routers are not decayed unless asked for: decay pulls their logits towards uniform routing.
+         */
+        RouterRateOverridesInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default 0
+             */
+            weight_decay: number | null;
         };
         /**
          * RouterZLossConfig
@@ -2850,6 +4524,42 @@ export interface components {
             num_trials: number;
         };
         /**
+         * SequenceBalancingLossConfig
+         * @description The same balance within each sequence: E / (K L) * sum_e n_e * P_e, per sequence and layer, then the mean.
+         *
+         *     DeepSeek-V3 adds it at 1e-4 beside the loss-free bias, against extremes within one sequence. Does not depend on
+         *     the micro-batch size or the number of workers.
+         *
+         *     Source: DeepSeek-AI 2024, arXiv:2412.19437, eq. 17-20.
+         */
+        SequenceBalancingLossConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "sequence_balancing_loss";
+            /** Coefficient */
+            coefficient: number;
+        };
+        /**
+         * SequenceBalancingLossConfig
+         * @description The same balance within each sequence: E / (K L) * sum_e n_e * P_e, per sequence and layer, then the mean.
+         *
+         *     DeepSeek-V3 adds it at 1e-4 beside the loss-free bias, against extremes within one sequence. Does not depend on
+         *     the micro-batch size or the number of workers.
+         *
+         *     Source: DeepSeek-AI 2024, arXiv:2412.19437, eq. 17-20.
+         */
+        SequenceBalancingLossConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "sequence_balancing_loss";
+            /** Coefficient */
+            coefficient: number;
+        };
+        /**
          * Series
          * @description Curves on one common grid.
          */
@@ -3021,6 +4731,100 @@ export interface components {
             token: string;
         };
         /**
+         * SinkhornRouterConfig
+         * @description Token choice by an assignment whose load is even: in training the scores of a micro-batch are balanced first.
+         *
+         *     In training a choice therefore depends on all tokens of the micro-batch, later ones included; evaluation chooses
+         *     by the scores alone. The weights are those of the scores in both.
+         *
+         *     Source: S-BASE of Clark et al. 2022, arXiv:2202.01169.
+         */
+        SinkhornRouterConfig: {
+            /**
+             * Score
+             * @default softmax
+             * @enum {string}
+             */
+            score: "softmax" | "sigmoid";
+            /**
+             * Normalize
+             * @description Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone.
+             * @default true
+             */
+            normalize: boolean;
+            /**
+             * Scale
+             * @description Factor on the weights after normalising (DeepSeek's routed scaling factor).
+             * @default 1
+             */
+            scale: number;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "sinkhorn";
+            /**
+             * Num Iterations
+             * @description Times that loads and then tokens are normalised.
+             * @default 8
+             */
+            num_iterations: number;
+        };
+        /**
+         * SinkhornRouterConfig
+         * @description Token choice by an assignment whose load is even: in training the scores of a micro-batch are balanced first.
+         *
+         *     In training a choice therefore depends on all tokens of the micro-batch, later ones included; evaluation chooses
+         *     by the scores alone. The weights are those of the scores in both.
+         *
+         *     Source: S-BASE of Clark et al. 2022, arXiv:2202.01169.
+         */
+        SinkhornRouterConfigInput: {
+            /**
+             * Score
+             * @default softmax
+             * @enum {string}
+             */
+            score: "softmax" | "sigmoid";
+            /**
+             * Normalize
+             * @description Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone.
+             * @default true
+             */
+            normalize: boolean;
+            /**
+             * Scale
+             * @description Factor on the weights after normalising (DeepSeek's routed scaling factor).
+             * @default 1
+             */
+            scale: number;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "sinkhorn";
+            /**
+             * Num Iterations
+             * @description Times that loads and then tokens are normalised.
+             * @default 8
+             */
+            num_iterations: number;
+        };
+        /**
          * Spike
          * @description A sudden rise of the loss or of the gradient norm.
          */
@@ -3159,12 +4963,6 @@ export interface components {
          */
         TopKRouterConfig: {
             /**
-             * Kind
-             * @default top_k
-             * @constant
-             */
-            kind: "top_k";
-            /**
              * Score
              * @default softmax
              * @enum {string}
@@ -3172,7 +4970,7 @@ export interface components {
             score: "softmax" | "sigmoid";
             /**
              * Normalize
-             * @description Divide the chosen experts' scores by their sum.
+             * @description Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone.
              * @default true
              */
             normalize: boolean;
@@ -3182,6 +4980,18 @@ export interface components {
              * @default 1
              */
             scale: number;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "top_k";
         };
         /**
          * TopKRouterConfig
@@ -3191,12 +5001,6 @@ export interface components {
          */
         TopKRouterConfigInput: {
             /**
-             * Kind
-             * @default top_k
-             * @constant
-             */
-            kind: "top_k";
-            /**
              * Score
              * @default softmax
              * @enum {string}
@@ -3204,7 +5008,7 @@ export interface components {
             score: "softmax" | "sigmoid";
             /**
              * Normalize
-             * @description Divide the chosen experts' scores by their sum.
+             * @description Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone.
              * @default true
              */
             normalize: boolean;
@@ -3214,6 +5018,18 @@ export interface components {
              * @default 1
              */
             scale: number;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "top_k";
         };
         /**
          * TrainConfig
@@ -3222,7 +5038,8 @@ export interface components {
         TrainConfig: {
             model: components["schemas"]["ModelConfig"];
             data: components["schemas"]["DataConfig"];
-            optimizer: components["schemas"]["AdamWConfig"];
+            /** Optimizer */
+            optimizer: components["schemas"]["AdamWConfig"] | components["schemas"]["MuonConfig"] | components["schemas"]["LionConfig"] | components["schemas"]["AdafactorConfig"] | components["schemas"]["ByRoleConfig"];
             /**
              * Schedule
              * @default {
@@ -3231,7 +5048,7 @@ export interface components {
              *       "final_fraction": 0.1
              *     }
              */
-            schedule: components["schemas"]["CosineScheduleConfig"] | components["schemas"]["WarmupStableDecayScheduleConfig"];
+            schedule: components["schemas"]["CosineScheduleConfig"] | components["schemas"]["WarmupStableDecayScheduleConfig"] | components["schemas"]["ConstantScheduleConfig"] | components["schemas"]["InverseSqrtScheduleConfig"];
             /**
              * Precision
              * @default {
@@ -3254,7 +5071,8 @@ export interface components {
         TrainConfigInput: {
             model: components["schemas"]["ModelConfigInput"];
             data: components["schemas"]["DataConfigInput"];
-            optimizer: components["schemas"]["AdamWConfigInput"];
+            /** Optimizer */
+            optimizer: components["schemas"]["AdamWConfigInput"] | components["schemas"]["MuonConfigInput"] | components["schemas"]["LionConfigInput"] | components["schemas"]["AdafactorConfigInput"] | components["schemas"]["ByRoleConfigInput"];
             /**
              * Schedule
              * @default {
@@ -3263,7 +5081,7 @@ export interface components {
              *       "final_fraction": 0.1
              *     }
              */
-            schedule: components["schemas"]["CosineScheduleConfigInput"] | components["schemas"]["WarmupStableDecayScheduleConfigInput"];
+            schedule: components["schemas"]["CosineScheduleConfigInput"] | components["schemas"]["WarmupStableDecayScheduleConfigInput"] | components["schemas"]["ConstantScheduleConfigInput"] | components["schemas"]["InverseSqrtScheduleConfigInput"];
             /**
              * Precision
              * @default {

@@ -1,9 +1,12 @@
 """The torch path of `route` against the float64 reference: equal decisions, values to float32 rounding."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from kernels import route
+from kernels import Backend, route
+from kernels.route import Score
 from tests.support.routing import (
     ROUTING_CASES,
     RoutingCase,
@@ -127,3 +130,58 @@ def test_statistics_are_detached() -> None:
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         route(**{"normalize": True, **arguments})
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_choice_by_given_values_equals_the_reference_and_keeps_weights_and_statistics_of_the_logits(
+    score: Score,
+) -> None:
+    logits_TE = random_logits(40, 9).requires_grad_()
+    selection_TE = random_logits(40, 9, seed=5)
+    selection_TE[:, 6:] = float("-inf")  # not allowed
+    actual = route(logits_TE, top_k=3, score=score, normalize=True, selection_TE=selection_TE)
+    expected = route(
+        logits_TE.double(),
+        top_k=3,
+        score=score,
+        normalize=True,
+        selection_TE=selection_TE.double(),
+        backend="reference",
+    )
+    assert_same_routing(actual, expected)
+    assert torch.equal(actual.expert_ids_TK, selection_TE.topk(3).indices)
+    plain = route(logits_TE, top_k=3, score=score, normalize=True)
+    torch.testing.assert_close(actual.prob_sum_E, plain.prob_sum_E)
+    torch.testing.assert_close(actual.z_sum, plain.z_sum)
+    (dlogits_TE,) = torch.autograd.grad(actual.weights_TK.square().sum(), logits_TE)
+    (expected_dlogits_TE,) = torch.autograd.grad(expected.weights_TK.square().sum(), logits_TE)
+    torch.testing.assert_close(dlogits_TE, expected_dlogits_TE, **GRADIENT_TOLERANCE)
+
+
+def test_choice_by_the_scores_given_is_the_choice_by_the_scores() -> None:
+    logits_TE = random_logits(40, 9)
+    given = route(logits_TE, top_k=3, normalize=True, selection_TE=logits_TE.softmax(-1))
+    assert_same_routing(given, route(logits_TE, top_k=3, normalize=True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_margin_to_an_expert_that_is_not_allowed_is_zero(backend: Backend) -> None:
+    logits_TE = random_logits(20, 6)
+    selection_TE = logits_TE.clone()
+    selection_TE[:, 3:] = float("-inf")
+    routing = route(logits_TE, top_k=3, normalize=True, selection_TE=selection_TE, backend=backend)
+    assert routing.stats.slot("margin_sum") == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"selection_TE": torch.zeros(4, 5)}, r"selection_TE has shape \(4, 5\); expected \(4, 6\)"),
+        ({"selection_TE": torch.zeros(4, 6, dtype=torch.int64)}, "selection_TE has dtype torch.int64"),
+        ({"selection_TE": torch.zeros(4, 6), "selection_bias_E": torch.zeros(6)}, "were both given"),
+        ({"selection_TE": torch.zeros(4, 6), "backend": "triton"}, "backend='triton' is not available for route"),
+    ],
+)
+def test_values_to_choose_by_that_do_not_fit_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        route(random_logits(4, 6), top_k=2, normalize=True, **fields)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from orchestrator.admission import admit
 from orchestrator.capacity import Capacity, NodeCapacity
 from orchestrator.errors import SpecProblem, SpecRejected
+from orchestrator.search.space import resolve
 from orchestrator.spec import ExperimentSpec
 from tests.support.specs import experiment_document, train_document
+from trainer.config.routers import TopKRouterConfig
 
 LAPTOP = Capacity(nodes=(NodeCapacity(cpus=2, gpus=0, memory_gib=4),))
 DELETE = object()
@@ -73,6 +75,58 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
         ("/base/data/tokenizer", "bpe-4096", "invalid", "/base/model/vocab_size", "smaller than the 4096 tokens"),
         ("/base/schedule", {"kind": "cosin"}, "unknown_kind", "/base/schedule/kind", "did you mean cosine?"),
         ("/base/schedule", {}, "unknown_kind", "/base/schedule/kind", "`kind` is missing"),
+        ("/base/optimizer", {"kind": "moun", "lr": 1e-3}, "unknown_kind", "/base/optimizer/kind", "did you mean muon?"),
+        (
+            "/base/model/moe/router",
+            {"kind": "topk"},
+            "unknown_kind",
+            "/base/model/moe/router/kind",
+            "did you mean top_k?",
+        ),
+        (
+            "/base/model/moe/router",
+            {"kind": "group_limited", "num_groups": 3, "groups_per_token": 1},
+            "invalid",
+            "/base/model/moe/router/num_groups",
+            "router.num_groups=3 does not divide num_experts=4",
+        ),
+        (
+            "/base/model/moe/balancing/0",
+            {"kind": "group_balancing_loss", "coefficient": 0.1, "num_groups": 3},
+            "invalid",
+            "/base/model/moe/balancing/0/num_groups",
+            "num_groups=3 does not divide num_experts=4",
+        ),
+        ("/base/model/moe/router", {"kind": "hash"}, "invalid", "/base/model/moe/balancing", "leave balancing empty"),
+        ("/base/optimizer", {"lrr": 1e-3}, "missing_field", "/base/optimizer/lr", "'lr' is missing"),
+        (
+            "/base/optimizer",
+            {"kind": "muon", "lr": 1e-3, "expert": {"beta1": 0.5}},
+            "unknown_field",
+            "/base/optimizer/expert/beta1",
+            "no field 'beta1' in base.optimizer.expert",
+        ),
+        (
+            "/base/model/attention/kind",
+            "mlx",
+            "unknown_kind",
+            "/base/model/attention/kind",
+            "there is no kind 'mlx'; did you mean mla?",
+        ),
+        (
+            "/base/model/attention/num_kv_heads",
+            3,
+            "invalid",
+            "/base/model/attention/num_heads",
+            "num_heads=2 is not a multiple of num_kv_heads=3",
+        ),
+        (
+            "/base/model/attention/windw",
+            3,
+            "unknown_field",
+            "/base/model/attention/windw",
+            "did you mean window",
+        ),
         (
             "/base/model/moe/balancing/0/coefficient",
             -1,
@@ -103,6 +157,13 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
         ("/space/optimizer.lr", {"float": [1, "x"]}, "wrong_type", "/space/optimizer.lr/float/1", "has to be a number"),
         ("/space/optimizer.lr", {"float": [1, 2], "lgo": 1}, "unknown_field", "/space/optimizer.lr/lgo", "mean log?"),
         ("/space/optimizer.lr", {"float": [1, 20]}, "never_valid", "/space/optimizer.lr/float/1", "lr=20"),
+        (
+            "/space/schedule.final_fraction",
+            {"float": [0, 2]},
+            "never_valid",
+            "/space/schedule.final_fraction/float/1",
+            "final_fraction=2",
+        ),
         (
             "/space/model.moe.top_k",
             {"choice": [1, "2"]},
@@ -141,6 +202,13 @@ def test_unknown_field_lists_the_fields_there_are() -> None:
     (problem,) = problems_of(changed("/base/model/moe/topk", 2))
     assert problem.allowed is not None
     assert "num_experts, top_k, hidden_dim" in problem.allowed
+
+
+def test_object_without_a_kind_has_the_fields_of_the_default_kind() -> None:
+    (problem,) = problems_of(changed("/base/optimizer", {"lr": 1e-3, "momentum": 0.9}))
+    assert (problem.pointer, problem.code) == ("/base/optimizer/momentum", "unknown_field")
+    assert problem.allowed == "fields: kind, lr, beta1, beta2, eps, weight_decay, dense, router, expert, embedding"
+    assert "did you mean momentum" not in problem.message
 
 
 def test_keys_with_slashes_are_escaped_in_pointers() -> None:
@@ -232,6 +300,25 @@ def test_search_of_nothing_is_refused() -> None:
 def test_tpe_that_only_draws_at_random_is_a_warning() -> None:
     admitted = admit(experiment_document(sampler={"kind": "tpe"}, num_trials=10), capacity=LAPTOP)
     assert "TPE's model is never used" in admitted.warnings[0]
+
+
+def test_optimizers_and_routers_are_searched_as_options_with_and_without_a_kind() -> None:
+    lr = {"float": [1e-4, 1e-2], "log": True}
+    space = {
+        "optimizer": {"options": {"default": {"lr": lr}, "muon": {"kind": "muon", "lr": lr}}},
+        "model.moe.router": {"options": {"default": {"score": "sigmoid"}, "sinkhorn": {"kind": "sinkhorn"}}},
+    }
+    admitted = admit(experiment_document(space=space), capacity=LAPTOP)
+    assert admitted.warnings == []
+    point = {
+        "optimizer": "muon",
+        "optimizer.muon.lr": 0.01,
+        "model.moe.router": "default",
+    }
+    config = resolve(admitted.spec, point)
+    assert (config.optimizer.kind, config.optimizer.lr) == ("muon", 0.01)
+    assert config.model.moe is not None
+    assert config.model.moe.router == TopKRouterConfig(score="sigmoid")
 
 
 def test_unknown_cluster_skips_the_checks_against_it() -> None:

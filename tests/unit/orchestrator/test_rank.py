@@ -135,3 +135,11 @@ def test_infeasible_trial_without_a_config_has_a_row() -> None:
 def test_comparison_is_plain_json() -> None:
     text = json.dumps(dataclasses.asdict(compare(SPEC, sweep())), allow_nan=False)
     assert json.loads(text)["rows"][0]["number"] == 2
+
+
+def test_router_that_sees_later_tokens_in_training_is_a_caveat() -> None:
+    routers = {"options": {"sinkhorn": {"kind": "sinkhorn"}, "top_k": {"kind": "top_k"}}}
+    spec = experiment_spec(space={"model.moe.router": routers})
+    for chosen, expected in (("sinkhorn", True), ("top_k", False)):
+        comparison = compare(spec, [trial_record(spec, 0, {"model.moe.router": chosen}, objective=1.0)])
+        assert any("the sinkhorn router chooses" in caveat for caveat in comparison.caveats) == expected

@@ -1,10 +1,11 @@
 """Grouped-query attention and its rotary positions."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.support.models import random_rows
 from trainer.attention.gqa import GroupedQueryAttention
@@ -12,10 +13,10 @@ from trainer.attention.rope import rotate
 from trainer.config.attention import GroupedQueryAttentionConfig
 
 
-def attention(*, num_heads: int = 4, num_kv_heads: int = 2, qk_norm: bool = False) -> GroupedQueryAttention:
+def attention(*, num_heads: int = 4, num_kv_heads: int = 2, **options: Any) -> GroupedQueryAttention:
     """Returns a float64 layer of width 24 with heads of 6."""
     config = GroupedQueryAttentionConfig(
-        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=6, qk_norm=qk_norm, rope_theta=50.0
+        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=6, rope_theta=50.0, **options
     )
     layer = GroupedQueryAttention(config, dim=24, norm_eps=1e-6).double()
     for seed, parameter in enumerate(layer.parameters()):
@@ -45,22 +46,30 @@ def naive_attention(layer: GroupedQueryAttention, x_LD: Tensor) -> Tensor:
             own = slice(head * head_dim, (head + 1) * head_dim)
             shared = slice(kv_head * head_dim, (kv_head + 1) * head_dim)
 
-            def feature(weight: Tensor, norm: torch.nn.Module | None, rows: slice, at: int) -> Tensor:
-                vector_d = weight[rows] @ x_LD[at]
+            def feature(linear: nn.Linear, norm: nn.Module | None, rows: slice, at: int) -> Tensor:
+                all_heads = linear.weight @ x_LD[at] + (0.0 if linear.bias is None else linear.bias)
+                vector_d = all_heads[rows]
                 if norm is not None:
-                    vector_d = norm.gain * vector_d / (vector_d.square().mean() + norm.eps).sqrt()
-                return naive_rotation(vector_d, at, layer.rope_theta)
+                    covered = vector_d if layer.norm_per_head else all_heads
+                    gain = norm.gain if layer.norm_per_head else norm.gain[rows]
+                    vector_d = gain * vector_d / (covered.square().mean() + norm.eps).sqrt()
+                return vector_d
 
-            query_d = feature(layer.query.weight, layer.query_norm, own, position)
-            scores = torch.stack(
-                [
-                    query_d @ feature(layer.key.weight, layer.key_norm, shared, at) / math.sqrt(head_dim)
-                    for at in range(position + 1)
-                ]
-            )
-            values = torch.stack([layer.value.weight[shared] @ x_LD[at] for at in range(position + 1)])
-            heads.append(scores.softmax(0) @ values)
-        outputs.append(layer.out.weight @ torch.cat(heads))
+            query_d = naive_rotation(feature(layer.query, layer.query_norm, own, position), position, layer.rope_theta)
+            first = 0 if layer.window is None else max(0, position - layer.window + 1)
+            scores = [
+                query_d
+                @ naive_rotation(feature(layer.key, layer.key_norm, shared, at), at, layer.rope_theta)
+                / math.sqrt(head_dim)
+                for at in range(first, position + 1)
+            ]
+            values = [feature(layer.value, None, shared, at) for at in range(first, position + 1)]
+            if layer.sinks_H is not None:
+                scores.append(layer.sinks_H[head])
+                values.append(torch.zeros_like(values[0]))
+            heads.append(torch.stack(scores).softmax(0) @ torch.stack(values))
+        bias = 0.0 if layer.out.bias is None else layer.out.bias
+        outputs.append(layer.out.weight @ torch.cat(heads) + bias)
     return torch.stack(outputs)
 
 
@@ -71,6 +80,56 @@ def test_equals_one_head_and_position_at_a_time(num_kv_heads: int, qk_norm: bool
     x_BLD = random_rows(2, 7, 24, seed=9, dtype=torch.float64)
     expected = torch.stack([naive_attention(layer, x_LD) for x_LD in x_BLD])
     torch.testing.assert_close(layer(x_BLD), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": "qkv"},
+        {"bias": "all"},
+        {"sinks": True},
+        {"window": 1},
+        {"window": 3},
+        {"window": 4},
+        {"window": 8},
+        {"window": 9},
+        {"window": 3, "sinks": True, "bias": "all"},
+        {"qk_norm": True, "qk_norm_over": "all_heads"},
+    ],
+    ids=str,
+)
+def test_options_equal_one_head_and_position_at_a_time(options: dict[str, Any]) -> None:
+    layer = attention(**options)
+    x_BLD = random_rows(2, 8, 24, seed=9, dtype=torch.float64)
+    expected = torch.stack([naive_attention(layer, x_LD) for x_LD in x_BLD])
+    torch.testing.assert_close(layer(x_BLD), expected, rtol=0, atol=1e-12)
+    inputs = (x_BLD.requires_grad_(), *layer.parameters())
+    weight_BLD = random_rows(2, 8, 24, seed=8, dtype=torch.float64)
+    naive = torch.stack([naive_attention(layer, x_LD) for x_LD in x_BLD])
+    for fast, slow in zip(
+        torch.autograd.grad((layer(x_BLD) * weight_BLD).sum(), inputs),
+        torch.autograd.grad((naive * weight_BLD).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-11)
+
+
+def test_position_outside_the_window_has_no_influence() -> None:
+    layer, x_BLD = attention(window=3), random_rows(1, 9, 24, dtype=torch.float64)
+    changed_BLD = x_BLD.clone()
+    changed_BLD[:, 2] += 1.0
+    moved = (layer(x_BLD) - layer(changed_BLD)).abs().amax(dim=(0, 2)) > 1e-6
+    assert moved.tolist() == [False, False, True, True, True, False, False, False, False]
+
+
+def test_large_sink_takes_all_the_weight_and_small_one_none() -> None:
+    layer, x_BLD = attention(sinks=True), random_rows(1, 6, 24, dtype=torch.float64)
+    layer.sinks_H.data.fill_(60.0)
+    assert layer(x_BLD).abs().max() < 1e-12
+    layer.sinks_H.data.fill_(-60.0)
+    without = attention()
+    without.load_state_dict({name: weight for name, weight in layer.state_dict().items() if name != "sinks_H"})
+    torch.testing.assert_close(layer(x_BLD), without(x_BLD), rtol=0, atol=1e-12)
 
 
 def test_grouped_heads_equal_multi_head_with_repeated_keys_and_values() -> None:

@@ -4,14 +4,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
-from kernels import Routing, route
+from kernels import Routing, distribution, route
 from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
 from trainer.balancing.build import build_balancers
+from trainer.balancing.group_balancing_loss import group_balancing_loss
 from trainer.balancing.load_balancing_loss import LoadBalancingLoss, load_balancing_loss
 from trainer.balancing.loss_free_bias import LossFreeBias
 from trainer.balancing.router_z_loss import RouterZLoss
+from trainer.balancing.sequence_balancing_loss import sequence_balancing_loss
 from trainer.config.balancing import LoadBalancingLossConfig, LossFreeBiasConfig, RouterZLossConfig
 from trainer.model.routing import LayerRouting
 from trainer.model.transformer import Transformer
@@ -116,8 +119,9 @@ def test_z_loss_is_the_mean_squared_logsumexp() -> None:
     torch.testing.assert_close(RouterZLoss(RouterZLossConfig(coefficient=0.5)).loss(routings), expected)
 
 
-def test_hot_expert_load_falls_under_the_load_balancing_loss() -> None:
-    model = model_with_hot_expert({"kind": "load_balancing_loss", "coefficient": 1.0})
+@pytest.mark.parametrize("kind", ["load_balancing_loss", "sequence_balancing_loss"])
+def test_hot_expert_load_falls_under_a_balancing_loss(kind: str) -> None:
+    model = model_with_hot_expert({"kind": kind, "coefficient": 1.0})
     (balancer,) = build_balancers(model.config.moe)
     tokens_BL = random_tokens(8, 16)
     assert share_of(model, tokens_BL, 3) == 4.0  # E/K: every token chooses it
@@ -129,8 +133,9 @@ def test_hot_expert_load_falls_under_the_load_balancing_loss() -> None:
     assert share_of(model, tokens_BL, 3) < 1.5
 
 
-def test_hot_expert_load_falls_under_loss_free_bias() -> None:
-    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.02})
+@pytest.mark.parametrize("update", ["sign", "proportional"])
+def test_hot_expert_load_falls_under_loss_free_bias(update: str) -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.02, "update": update})
     (balancer,) = build_balancers(model.config.moe)
     tokens_BL = random_tokens(8, 16)
     assert share_of(model, tokens_BL, 3) == 4.0
@@ -162,11 +167,123 @@ def test_biases_keep_their_sum() -> None:
     assert layer.selection_bias_E.abs().max() > 0.1
 
 
-def test_even_load_leaves_the_bias_alone() -> None:
+@pytest.mark.parametrize("update", ["sign", "proportional"])
+def test_even_load_leaves_the_bias_alone(update: str) -> None:
     model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
-    LossFreeBias(LossFreeBiasConfig(update_rate=0.1)).after_step(model, torch.full((1, 8), 16.0))
+    config = LossFreeBiasConfig.model_validate({"update_rate": 0.1, "update": update})
+    LossFreeBias(config).after_step(model, torch.full((1, 8), 16.0))
     (layer,) = model.moe_layers()
     assert torch.equal(layer.selection_bias_E, torch.zeros(8))
+
+
+def test_proportional_bias_moves_by_the_relative_violation_whatever_the_number_of_tokens() -> None:
+    counts_LE = torch.tensor([[10.0, 10.0, 0.0, 50.0, 10.0, 10.0, 10.0, 20.0]])  # mean 15
+    expected_E = 0.1 * (15.0 - counts_LE[0]) / 15.0
+    for num_steps in (1, 1000):
+        model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
+        balancer = LossFreeBias(LossFreeBiasConfig(update_rate=0.1, update="proportional"))
+        balancer.after_step(model, counts_LE * num_steps)
+        (layer,) = model.moe_layers()
+        torch.testing.assert_close(layer.selection_bias_E, expected_E)
+
+
+def test_clamp_bounds_the_bias_and_lets_it_come_back() -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
+    balancer = LossFreeBias(LossFreeBiasConfig(update_rate=0.1, clamp=0.25))
+    counts_LE = torch.tensor([[4.0, 0.0, 4.0, 0.0, 4.0, 0.0, 4.0, 0.0]])
+    (layer,) = model.moe_layers()
+    for _ in range(6):
+        balancer.after_step(model, counts_LE)
+    assert layer.selection_bias_E.tolist() == [-0.25, 0.25] * 4
+    balancer.after_step(model, counts_LE.flip(-1))
+    torch.testing.assert_close(layer.selection_bias_E, torch.tensor([-0.15, 0.15] * 4))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_distribution_is_what_the_probability_sums_are_of(score: str) -> None:
+    routing = route(random_rows(20, 6) * 3, top_k=2, score=score, normalize=True)
+    probs_TE = distribution(routing.logits_TE, routing.score)
+    torch.testing.assert_close(probs_TE.sum(dim=0), routing.prob_sum_E)
+    torch.testing.assert_close(probs_TE.sum(dim=1), torch.ones(20))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_sequence_loss_is_the_published_formula(score: str) -> None:
+    num_sequences, seq_len, num_experts, top_k = 3, 5, 6, 2
+    logits_TE = random_rows(num_sequences * seq_len, num_experts)
+    routing = LayerRouting.of(
+        route(logits_TE, top_k=top_k, score=score, normalize=True), layer=0, num_sequences=num_sequences
+    )
+    losses = []
+    for sequence in range(num_sequences):
+        rows = logits_TE[sequence * seq_len : (sequence + 1) * seq_len]
+        scores_LE = rows.softmax(-1) if score == "softmax" else rows.sigmoid()
+        loss = 0.0
+        for expert in range(num_experts):
+            chosen = [expert in row.topk(top_k).indices.tolist() for row in rows]
+            share = num_experts / (top_k * seq_len) * sum(chosen)
+            loss += share * (scores_LE[:, expert] / scores_LE.sum(-1)).mean().item()
+        losses.append(loss)
+    assert sequence_balancing_loss(routing).item() == pytest.approx(sum(losses) / num_sequences, rel=1e-5)
+
+
+def test_sequence_loss_sees_a_collapse_within_sequences_that_the_batch_hides() -> None:
+    # Sequence b sends all its tokens to expert b: even over the batch, collapsed in each sequence.
+    logits_TE = 40.0 * torch.eye(4).repeat_interleave(5, dim=0)
+    routing = LayerRouting.of(route(logits_TE, top_k=1, normalize=True), layer=0, num_sequences=4)
+    torch.testing.assert_close(sequence_balancing_loss(routing), torch.tensor(4.0))
+    batch = load_balancing_loss(routing.counts_E, routing.prob_sum_E, num_tokens=routing.num_tokens)
+    torch.testing.assert_close(batch, torch.tensor(1.0))
+
+
+def test_sequence_loss_is_one_when_every_sequence_is_even() -> None:
+    ring_EE = torch.stack([torch.linspace(3.0, 0.0, 6).roll(token) for token in range(6)])
+    routing = LayerRouting.of(route(ring_EE.repeat(4, 1), top_k=2, normalize=True), layer=0, num_sequences=4)
+    torch.testing.assert_close(sequence_balancing_loss(routing), torch.tensor(1.0))
+
+
+def test_group_loss_is_the_published_formula() -> None:
+    num_experts, num_groups, top_k, num_tokens = 6, 3, 2, 20
+    logits_TE = random_rows(num_tokens, num_experts)
+    routing = route(logits_TE, top_k=top_k, normalize=True)
+    share_E = num_experts / (top_k * num_tokens) * routing.counts_E  # f_i
+    mean_prob_E = logits_TE.softmax(-1).mean(dim=0)  # P_i
+    expected = sum(share_E[first : first + 2].mean() * mean_prob_E[first : first + 2].sum() for first in (0, 2, 4))
+    loss = group_balancing_loss(
+        routing.counts_E, routing.prob_sum_E, num_groups=num_groups, num_tokens=routing.num_tokens
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_group_loss_sees_groups_only() -> None:
+    # Of each group of two, one expert has all the load: even between the groups.
+    logits_TE = torch.full((8, 4), -40.0)
+    logits_TE[:4, 0] = logits_TE[4:, 2] = 40.0
+    even = route(logits_TE, top_k=1, normalize=True)
+    loss = group_balancing_loss(even.counts_E, even.prob_sum_E, num_groups=2, num_tokens=8)
+    torch.testing.assert_close(loss, torch.tensor(1.0))
+    torch.testing.assert_close(loss_of(even), torch.tensor(2.0))
+    logits_TE[:, :2] = 40.0  # all tokens to the first group
+    collapsed = route(logits_TE, top_k=2, normalize=True)
+    loss = group_balancing_loss(collapsed.counts_E, collapsed.prob_sum_E, num_groups=2, num_tokens=8)
+    assert loss > 1.5
+
+
+def test_groups_that_do_not_divide_the_experts_are_refused() -> None:
+    balancing = [{"kind": "group_balancing_loss", "coefficient": 0.1, "num_groups": 3}]
+    with pytest.raises(ValidationError, match=r"balancing\.0\.num_groups=3 does not divide num_experts=4"):
+        model_config(moe=moe_fields(balancing=balancing))
+
+
+def test_sequence_loss_gradient_does_not_depend_on_how_a_step_is_split() -> None:
+    balancing = [{"kind": "sequence_balancing_loss", "coefficient": 1.0}]
+    model = tiny_model(model_config(moe=moe_fields(balancing=balancing))).double()
+    tokens_BL = random_tokens(4, 9)
+    whole = gradients_of_step(model, [tokens_BL])
+    for size in (1, 2):
+        split = gradients_of_step(model, list(tokens_BL.split(size)))
+        for name, gradient in whole.items():
+            torch.testing.assert_close(split[name], gradient, rtol=0, atol=1e-11, msg=name)
 
 
 def gradients_of_step(model: Transformer, micro_batches: list[Tensor]) -> dict[str, Tensor]:

@@ -4,11 +4,17 @@ import math
 
 import pytest
 
-from trainer.config.schedules import CosineScheduleConfig, WarmupStableDecayScheduleConfig
+from trainer.config.schedules import (
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    InverseSqrtScheduleConfig,
+    ScheduleConfig,
+    WarmupStableDecayScheduleConfig,
+)
 from trainer.schedules.build import build_schedule
 
 
-def factors(config: CosineScheduleConfig | WarmupStableDecayScheduleConfig, num_steps: int) -> list[float]:
+def factors(config: ScheduleConfig, num_steps: int) -> list[float]:
     schedule = build_schedule(config, num_steps=num_steps)
     return [schedule(step) for step in range(num_steps)]
 
@@ -44,10 +50,33 @@ def test_wsd_decays_over_one_step_at_least() -> None:
     assert factors(config, 5) == [1.0, 1.0, 1.0, 1.0, 0.3]
 
 
-@pytest.mark.parametrize("config", [CosineScheduleConfig(), WarmupStableDecayScheduleConfig()])
-def test_run_of_one_step_trains_at_the_full_rate(
-    config: CosineScheduleConfig | WarmupStableDecayScheduleConfig,
-) -> None:
+def test_constant_stays_at_one_after_the_warmup() -> None:
+    values = factors(ConstantScheduleConfig(warmup_fraction=0.3), 10)
+    assert values == [0.25, 0.5, 0.75] + [1.0] * 7
+
+
+@pytest.mark.parametrize("num_warmup_steps", [0, 3, 9])
+def test_inverse_sqrt_is_the_published_formula_over_its_peak(num_warmup_steps: int) -> None:
+    values = factors(InverseSqrtScheduleConfig(warmup_fraction=num_warmup_steps / 40), 40)
+    warmup = num_warmup_steps + 1
+    published = [min(step**-0.5, step * warmup**-1.5) for step in range(1, 41)]
+    assert values == pytest.approx([value / max(published) for value in published])
+
+
+def test_inverse_sqrt_halves_over_four_times_its_warmup() -> None:
+    assert factors(InverseSqrtScheduleConfig(warmup_fraction=9 / 40), 40)[-1] == 0.5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CosineScheduleConfig(),
+        WarmupStableDecayScheduleConfig(),
+        ConstantScheduleConfig(),
+        InverseSqrtScheduleConfig(),
+    ],
+)
+def test_run_of_one_step_trains_at_the_full_rate(config: ScheduleConfig) -> None:
     assert factors(config, 1) == [1.0]
 
 

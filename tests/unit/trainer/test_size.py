@@ -2,18 +2,33 @@
 
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support.models import META, dense_and_moe_configs, model_config, moe_fields, random_tokens, tiny_model
+from tests.support.models import (
+    META,
+    dense_and_moe_configs,
+    model_config,
+    moe_fields,
+    random_rows,
+    random_tokens,
+    tiny_model,
+)
+from trainer.attention import ATTENTIONS
+from trainer.attention.delta_rule import chunked_delta_rule
+from trainer.config.attention import AttentionConfig, GatedDeltaNetConfig, KimiDeltaAttentionConfig
 from trainer.config.model import ModelConfig
+from trainer.model.attention_size import attention_parameters, mixing_flops
 from trainer.model.build import build_model
 from trainer.model.size import flops_per_token, model_size
 from trainer.model.transformer import Transformer
+
+ATTENTION: TypeAdapter[AttentionConfig] = TypeAdapter(AttentionConfig)
 
 
 @st.composite
@@ -42,7 +57,16 @@ def any_config(draw: st.DrawFn) -> ModelConfig:
             "num_kv_heads": num_kv_heads,
             "head_dim": 2 * draw(st.integers(1, 7)),
             "qk_norm": draw(st.booleans()),
+            "qk_norm_over": draw(st.sampled_from(["head", "all_heads"])),
+            "bias": draw(st.sampled_from(["none", "qkv", "all"])),
+            "sinks": draw(st.booleans()),
         },
+        global_attention=draw(
+            st.none()
+            | st.fixed_dictionaries(
+                {"every": st.integers(1, 5), "attention": st.just({"num_heads": 3, "num_kv_heads": 1, "head_dim": 10})}
+            )
+        ),
         moe=draw(st.none() | moe),
         tie_embeddings=draw(st.booleans()),
     )
@@ -129,6 +153,14 @@ SPEEDRUN = {
     "attention": heads(12, 12, 64),
     "tie_embeddings": False,
 }
+MLA = {
+    "kind": "mla",
+    "num_heads": 16,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
 # Exact totals: number of elements in the released safetensors files, or exact counts in the authors' own reports.
 PUBLISHED = {
     "nmoe-dense-d12": (SPEEDRUN, Published(190_532_352, 190_532_352, 151_898_880, 113_265_408)),
@@ -204,6 +236,75 @@ PUBLISHED = {
         },
         Published(596_049_920),
     ),
+    "OLMoE-1B-7B": (
+        {
+            "vocab_size": 50304,
+            "dim": 2048,
+            "num_layers": 16,
+            "hidden_dim": 1024,
+            "attention": heads(16, 16, 128, qk_norm=True) | {"qk_norm_over": "all_heads"},
+            "moe": {"num_experts": 64, "top_k": 8, "hidden_dim": 1024},
+            "tie_embeddings": False,
+        },
+        Published(6_919_161_856, 1_282_017_280, 1_178_994_688, 6_713_116_672),
+    ),
+    "Moonlight-16B-A3B": (
+        {
+            "vocab_size": 163840,
+            "dim": 2048,
+            "num_layers": 27,
+            "hidden_dim": 11264,
+            "attention": MLA,
+            "moe": {
+                "num_experts": 64,
+                "top_k": 6,
+                "hidden_dim": 1408,
+                "num_shared_experts": 2,
+                "num_dense_layers": 1,
+                "router": {"score": "sigmoid", "scale": 2.446},
+            },
+            "tie_embeddings": False,
+        },
+        Published(15_960_108_544, 2_914_774_528, 2_579_230_208, 15_289_019_904),
+    ),
+    "DeepSeek-V2-Lite": (
+        {
+            "vocab_size": 102400,
+            "dim": 2048,
+            "num_layers": 27,
+            "hidden_dim": 10944,
+            "attention": MLA,
+            "moe": {
+                "num_experts": 64,
+                "top_k": 6,
+                "hidden_dim": 1408,
+                "num_shared_experts": 2,
+                "num_dense_layers": 1,
+                "router": {"normalize": False},
+            },
+            "tie_embeddings": False,
+        },
+        Published(15_706_484_224),
+    ),
+    "nmoe-moonlight": (
+        {
+            "vocab_size": 201088,
+            "dim": 2048,
+            "num_layers": 27,
+            "hidden_dim": 11264,
+            "attention": MLA | {"q_lora_rank": 1536},
+            "moe": {
+                "num_experts": 64,
+                "top_k": 6,
+                "hidden_dim": 1408,
+                "num_shared_experts": 2,
+                "num_dense_layers": 1,
+                "router": {"score": "sigmoid"},
+            },
+            "tie_embeddings": False,
+        },
+        Published(16_155_185_152, 3_109_851_136, 2_698_022_912, 15_331_528_704),
+    ),
     "Llama-3-8B": (
         {
             "vocab_size": 128256,
@@ -233,24 +334,67 @@ def test_published_architecture_builds_with_its_count(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == published.total
 
 
-def test_olmoe_lacks_exactly_its_norms_over_all_heads() -> None:
-    # OLMoE-1B-7B normalises queries and keys over all 2048 features at once; ours do so per head or not at all.
-    olmoe = ModelConfig.model_validate(
-        {
-            "vocab_size": 50304,
-            "dim": 2048,
-            "num_layers": 16,
-            "hidden_dim": 1024,
-            "attention": heads(16, 16, 128),
-            "moe": {"num_experts": 64, "top_k": 8, "hidden_dim": 1024},
-            "tie_embeddings": False,
-        }
-    )
-    size = model_size(olmoe)
-    wide_norms = 16 * 2 * 2048
-    assert size.total + wide_norms == 6_919_161_856
-    assert size.active + wide_norms == 1_282_017_280
-    assert size.active_minus_input_embedding + wide_norms == 1_178_994_688
+MIXED = {
+    "mla": {
+        "kind": "mla",
+        "num_heads": 3,
+        "kv_lora_rank": 10,
+        "q_lora_rank": 7,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_flops_of_projections_are_those_torch_counts(kind: str) -> None:
+    config = model_config(num_layers=3).model_copy(update={"attention": ATTENTION.validate_python(MIXED[kind])})
+    with FlopCounterMode(display=False) as counter:
+        tiny_model(config).double()(random_tokens(2, 16)).logits_BLV.logsumexp(-1).mean().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(flops for op, flops in counts.items() if "attention" not in str(op))
+    mixing = 3 * config.num_layers * mixing_flops(config.attention, seq_len=16)
+    assert flops_per_token(config, seq_len=16) - mixing == products / (2 * 16)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [KimiDeltaAttentionConfig(num_heads=2, head_dim=6), GatedDeltaNetConfig(num_heads=2, head_dim=6, v_head_dim=10)],
+    ids=lambda config: config.kind,
+)
+def test_weights_of_linear_attention_cost_two_flops_each(config: AttentionConfig) -> None:
+    layer = ATTENTIONS[config.kind](config, dim=16, norm_eps=1e-6)
+    delta_rule: list[float] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        with FlopCounterMode(display=False) as inner:
+            result = chunked_delta_rule(*args, **options)
+        delta_rule.append(inner.get_total_flops())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
+        patch.setattr(sys.modules[type(layer).__module__], "chunked_delta_rule", counted)
+        layer(random_rows(2, 20, 16))
+    weights = attention_parameters(config, dim=16).matrices
+    # The first positions see less than the whole convolution, which is counted whole.
+    assert counter.get_total_flops() - delta_rule[0] == 2 * 20 * 2 * weights
+
+
+def test_flops_of_linear_attention_do_not_grow_with_the_length() -> None:
+    linear = KimiDeltaAttentionConfig(num_heads=4, head_dim=8)
+    config = model_config().model_copy(update={"attention": linear})
+    assert flops_per_token(config, seq_len=4096) == flops_per_token(config, seq_len=64)
+
+
+def test_window_flops_are_those_of_the_visible_positions() -> None:
+    windowed, whole = model_config(attention={"window": 5}), model_config()
+    width = windowed.attention.num_heads * windowed.attention.head_dim
+    seq_len = 12
+    hidden = sum(max(0, position + 1 - 5) for position in range(seq_len)) / seq_len
+    difference = flops_per_token(whole, seq_len=seq_len) - flops_per_token(windowed, seq_len=seq_len)
+    assert difference == pytest.approx(3 * whole.num_layers * 4 * width * hidden, rel=1e-12)
+    assert flops_per_token(whole, seq_len=5) == flops_per_token(windowed, seq_len=5)
 
 
 def test_sizing_does_not_import_torch() -> None:

@@ -4,55 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.support.models import CPU, META, random_tokens
+from tests.support.training_memory import bytes_kept, train_config
 from trainer.config.train import TrainConfig
 from trainer.model.build import build_model
 from trainer.model.size import memory_estimate, model_size
 from trainer.optimizers.build import build_optimizer
-from trainer.precision.build import build_precision
 
 GIB = 2**30
-
-
-def train_config(*, precision: str = "fp32", moe: dict[str, Any] | None = None, **fields: Any) -> TrainConfig:
-    document = {
-        "model": {
-            "vocab_size": 1024,
-            "dim": 64,
-            "num_layers": 3,
-            "hidden_dim": 160,
-            "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "qk_norm": moe is None},
-            "moe": moe,
-        },
-        "data": {"seq_len": 32, "tokenizer": "bpe-1024"},
-        "optimizer": {"lr": 1e-3},
-        "precision": {"kind": precision},
-        "loop": {"budget_tokens": 1000, "global_batch_size": 4, "micro_batch_size": 4} | fields,
-    }
-    return TrainConfig.model_validate(document)
-
-
-def bytes_kept(config: TrainConfig) -> int:
-    """Returns the bytes the forward pass of a micro-batch keeps for the backward pass, parameters excepted."""
-    model = build_model(config.model, seed=0, device=CPU)
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in parameters:
-            kept.setdefault(address, tensor)
-        return tensor
-
-    tokens_BL = random_tokens(config.loop.micro_batch_size, config.data.seq_len, vocab_size=1024)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        build_precision(config.precision, CPU).autocast(),
-    ):
-        model(tokens_BL, tokens_BL)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 MOE = {"num_experts": 8, "top_k": 2, "hidden_dim": 48}

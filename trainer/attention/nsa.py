@@ -1,0 +1,146 @@
+"""Native sparse attention.
+
+Letters: B sequences, L positions, D model dim, H query heads, G key-value heads, d head dim, M compressed blocks,
+N selection blocks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.attention.base import Attention
+from trainer.attention.rope import rotate
+from trainer.attention.scaled_dot_product import causal_attention
+from trainer.config.attention import NativeSparseAttentionConfig
+
+
+class NativeSparseAttention(Attention):
+    """Three attentions with keys and values of their own, added with gates from the input.
+
+    Compressed: blocks of positions, each made into one key and value. Selected: all positions of the blocks that the
+    compressed attention weighs most, the same for the heads of a group. Window: the last positions.
+
+    Source: Yuan et al. 2025, arXiv:2502.11089, eq. 5-12, with the first block, the query's own and the one before
+    always selected as in its section 4.1. The paper leaves open: the compression here is a two-layer perceptron over
+    the block's features, whose bias is the position encoding inside the block; only selected and windowed keys are
+    rotated; a query before the end of the first compressed block gets nothing from that branch.
+
+    This form computes all scores of the selected branch and hides what is not selected, which is correct and saves
+    nothing: it is for studying what the method learns, not how fast it is.
+    """
+
+    residual_weights = ("out.weight",)
+
+    def __init__(self, config: NativeSparseAttentionConfig, *, dim: int, norm_eps: float) -> None:
+        super().__init__(config, dim=dim, norm_eps=norm_eps)
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.block_size, self.stride = config.compression_block_size, config.compression_stride
+        self.selection_block_size = config.selection_block_size
+        self.num_selected_blocks = config.num_selected_blocks
+        self.window = config.window
+        self.rope_theta = config.rope_theta
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = nn.Linear(dim, width, bias=False)
+        self.key = nn.Linear(dim, 3 * kv_width, bias=False)
+        self.value = nn.Linear(dim, 3 * kv_width, bias=False)
+        self.gate = nn.Linear(dim, 3 * config.num_heads, bias=False)
+        self.compress_key = _Compression(config.head_dim, self.block_size)
+        self.compress_value = _Compression(config.head_dim, self.block_size)
+        self.out = nn.Linear(width, dim, bias=False)
+
+    def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
+        """Returns zeros for the biases of the compression."""
+        return torch.zeros(self.get_parameter(name).shape) if name.endswith(".bias") else None
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        query_BLHd = self.query(x_BLD).unflatten(-1, (self.num_heads, -1))
+        keys = self.key(x_BLD).unflatten(-1, (3, self.num_kv_heads, -1)).unbind(2)
+        values = self.value(x_BLD).unflatten(-1, (3, self.num_kv_heads, -1)).unbind(2)
+        rotated_BLHd = rotate(query_BLHd, theta=self.rope_theta)
+        compressed, weights_BHLM = self._compressed(query_BLHd, keys[0], values[0])
+        selected = _masked_attention(
+            rotated_BLHd,
+            rotate(keys[1], theta=self.rope_theta),
+            values[1],
+            sees_BGLL=self._selected_positions(weights_BHLM.detach()),
+        )
+        windowed = causal_attention(rotated_BLHd, rotate(keys[2], theta=self.rope_theta), values[2], window=self.window)
+        gates_BLH3 = self.gate(x_BLD).sigmoid().unflatten(-1, (self.num_heads, 3))
+        mixed_BLHd = sum(
+            gate_BLH.unsqueeze(-1) * branch
+            for gate_BLH, branch in zip(gates_BLH3.unbind(-1), (compressed, selected, windowed), strict=True)
+        )
+        assert isinstance(mixed_BLHd, Tensor)
+        return self.out(mixed_BLHd.flatten(-2))
+
+    def _compressed(self, query_BLHd: Tensor, key_BLGd: Tensor, value_BLGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the branch's out_BLHd, and its float32 weights_BHLM: zero for blocks that are not over (eq. 7-8)."""
+        seq_len, heads_per_group = query_BLHd.shape[1], self.num_heads // self.num_kv_heads
+        if seq_len < self.block_size:
+            batch = query_BLHd.shape[0]
+            return torch.zeros_like(query_BLHd), query_BLHd.new_zeros(batch, self.num_heads, seq_len, 0)
+        key_BMHd = self.compress_key(key_BLGd, stride=self.stride).repeat_interleave(heads_per_group, dim=2)
+        value_BMHd = self.compress_value(value_BLGd, stride=self.stride).repeat_interleave(heads_per_group, dim=2)
+        scores_BHLM = torch.einsum("blhd,bmhd->bhlm", query_BLHd, key_BMHd) * query_BLHd.shape[-1] ** -0.5
+        device = query_BLHd.device
+        last_M = torch.arange(key_BMHd.shape[1], device=device) * self.stride + self.block_size - 1
+        is_hidden_LM = last_M > torch.arange(seq_len, device=device)[:, None]
+        # A row of -inf alone would be 0/0: the first rows are soft over everything, and then cleared.
+        scores_BHLM = scores_BHLM.to(torch.promote_types(scores_BHLM.dtype, torch.float32))
+        masked_BHLM = scores_BHLM.masked_fill(is_hidden_LM, torch.finfo(scores_BHLM.dtype).min)
+        weights_BHLM = masked_BHLM.softmax(-1).masked_fill(is_hidden_LM, 0.0)
+        out_BLHd = torch.einsum("bhlm,bmhd->blhd", weights_BHLM.to(value_BMHd.dtype), value_BMHd)
+        return out_BLHd, weights_BHLM
+
+    def _selected_positions(self, weights_BHLM: Tensor) -> Tensor:
+        """Returns sees_BGLL: the positions of the blocks selected for each query that are not after it (eq. 9-12)."""
+        seq_len, num_compressed = weights_BHLM.shape[-2:]
+        device, size = weights_BHLM.device, self.selection_block_size
+        num_blocks = -(-seq_len // size)
+        # A compressed block lies in a selection block with so many of its strides.
+        first_M1 = torch.arange(num_compressed, device=device)[:, None] * self.stride
+        start_N = torch.arange(num_blocks, device=device) * size
+        common_MN = torch.minimum(first_M1 + self.block_size, start_N + size) - torch.maximum(first_M1, start_N)
+        strides_MN = (common_MN.clamp(min=0) // self.stride).to(weights_BHLM.dtype)
+        with torch.autocast(device.type, enabled=False):
+            group_BGLM = weights_BHLM.unflatten(1, (self.num_kv_heads, -1)).sum(2)
+            score_BGLN = group_BGLM @ strides_MN
+        position_L = torch.arange(seq_len, device=device)
+        own_L1 = (position_L // size)[:, None]
+        block_N = torch.arange(num_blocks, device=device)
+        always_LN = (block_N == 0) | (block_N == own_L1) | (block_N == own_L1 - 1)
+        score_BGLN = score_BGLN.masked_fill(always_LN, torch.inf).masked_fill(block_N > own_L1, -torch.inf)
+        # Stable: among equals the earlier block, however many blocks the sequence goes on for.
+        order_BGLN = score_BGLN.argsort(dim=-1, descending=True, stable=True)
+        is_selected_BGLN = torch.zeros_like(score_BGLN, dtype=torch.bool)
+        is_selected_BGLN.scatter_(-1, order_BGLN[..., : self.num_selected_blocks], True)
+        sees_BGLL = is_selected_BGLN.repeat_interleave(size, dim=-1)[..., :seq_len]
+        return sees_BGLL & (position_L <= position_L[:, None])
+
+
+class _Compression(nn.Module):
+    """Blocks of positions, each made into one vector per head."""
+
+    def __init__(self, head_dim: int, block_size: int) -> None:
+        super().__init__()
+        self.block_size = block_size
+        self.inner = nn.Linear(block_size * head_dim, head_dim)
+        self.outer = nn.Linear(head_dim, head_dim, bias=False)
+
+    def forward(self, x_BLGd: Tensor, *, stride: int) -> Tensor:
+        """Returns x_BMGd for the M whole blocks that begin every `stride` positions."""
+        blocks_BMGl = x_BLGd.unfold(1, self.block_size, stride).transpose(-1, -2).flatten(-2)
+        return self.outer(F.silu(self.inner(blocks_BMGl)))
+
+
+def _masked_attention(query_BLHd: Tensor, key_BLGd: Tensor, value_BLGd: Tensor, *, sees_BGLL: Tensor) -> Tensor:
+    """Returns attention of each query over the positions it sees, which are the same for the heads of a group."""
+    heads_per_group = query_BLHd.shape[2] // key_BLGd.shape[2]
+    out_BHLd = F.scaled_dot_product_attention(
+        query_BLHd.transpose(1, 2),
+        key_BLGd.transpose(1, 2),
+        value_BLGd.transpose(1, 2),
+        attn_mask=sees_BGLL.repeat_interleave(heads_per_group, dim=1),
+        enable_gqa=heads_per_group > 1,
+    )
+    return out_BHLd.transpose(1, 2)

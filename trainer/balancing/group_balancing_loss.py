@@ -1,0 +1,44 @@
+"""The balancing loss between groups of experts.
+
+Letters: T tokens, E experts, K experts per token, G groups.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.balancing.base import Balancer
+from trainer.balancing.load_balancing_loss import load_balancing_loss
+from trainer.config.balancing import GroupBalancingLossConfig
+from trainer.model.routing import LayerRouting
+
+
+def group_balancing_loss(counts_E: Tensor, prob_sum_E: Tensor, *, num_groups: int, num_tokens: int) -> Tensor:
+    """Returns sum_g f'_g * P'_g: 1 when the groups are evenly loaded, G when one has all; expert e is in e // (E/G).
+
+    f'_g is the mean of E/(K T) n_e over the group's experts (no gradient), P'_g the sum of their mean probabilities:
+    the Switch loss with groups in the place of experts.
+
+    Source: Dai et al. 2024, arXiv:2401.06066, eq. 15-17.
+    """
+    counts_G = counts_E.unflatten(0, (num_groups, -1)).sum(dim=-1)
+    prob_sum_G = prob_sum_E.unflatten(0, (num_groups, -1)).sum(dim=-1)
+    return load_balancing_loss(counts_G, prob_sum_G, num_tokens=num_tokens)
+
+
+class GroupBalancingLoss(Balancer):
+    """Adds `coefficient` times the mean over layers of the loss, of each micro-batch on its own rank."""
+
+    def __init__(self, config: GroupBalancingLossConfig) -> None:
+        self.coefficient = config.coefficient
+        self.num_groups = config.num_groups
+
+    def loss(self, routings: Sequence[LayerRouting]) -> Tensor | None:
+        losses = [
+            group_balancing_loss(
+                routing.counts_E, routing.prob_sum_E, num_groups=self.num_groups, num_tokens=routing.num_tokens
+            )
+            for routing in routings
+        ]
+        return self.coefficient * torch.stack(losses).mean() if losses else None
