@@ -64,6 +64,16 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> "TrainConfig":
+        for attention in self.model.layer_attentions():
+            if attention.kind == "nsa" and attention.compression_block_size > self.data.seq_len:
+                raise ValueError(
+                    f"model.attention.compression_block_size={attention.compression_block_size} exceeds data.seq_len="
+                    f"{self.data.seq_len}: nothing would ever be compressed; lower it"
+                )
+        return self
+
     @property
     def step_tokens(self) -> int:
         """Training tokens per optimizer step, over all workers."""
