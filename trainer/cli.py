@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -47,7 +46,12 @@ def main() -> None:
 @CONFIG_ARGUMENT
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue from the newest sound checkpoint in the folder.")
-@click.option("--threads", type=click.IntRange(min=1), default=None, help="Torch threads; default: all cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Torch threads; default: OMP_NUM_THREADS, or the machine's cores.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder of token caches.")
 @JSON_OPTION
@@ -84,7 +88,7 @@ def train(
         resume_from=None if checkpoint is None else str(checkpoint),
         cache_folder=str((cache or default_cache_dir()).absolute()),
         use_gpu=device == "cuda" or (device == "auto" and torch.cuda.is_available()),
-        num_threads=threads or os.cpu_count() or 1,
+        num_threads=threads or torch.get_num_threads(),
     )
     console = Console(stderr=True)
     console.print(_opening(config, checkpoint))
