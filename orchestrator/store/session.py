@@ -7,6 +7,7 @@ locking the experiment's row first. A commit that returned is on disk (`synchron
 import json
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,12 +151,9 @@ def _sqlite_engine(url: str) -> Engine:
     def _set_up(connection: Any, _: Any) -> None:
         # Transactions are begun by us, below; the driver would begin them too late, and not IMMEDIATE.
         connection.isolation_level = None
-        for pragma in (
-            f"busy_timeout={_BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}").close()
+        _enter_wal(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
@@ -164,6 +162,23 @@ def _sqlite_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    """Puts the database into WAL mode, where it stays for good.
+
+    Several processes that open a new file at once all try; SQLite's busy timeout does not hold for this change of mode,
+    those that come second are told "locked" at once. So the waiting is done here.
+    """
+    deadline_s = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(random.uniform(0.005, 0.02))
 
 
 def _to_json(value: Any) -> str:

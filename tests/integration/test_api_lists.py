@@ -13,6 +13,9 @@ from orchestrator.states import RunState, TrialState
 from orchestrator.store.records import Proposal, TrialRecord
 from tests.support.api import Installation, installation
 from tests.support.specs import experiment_document, experiment_spec
+from trainer.attention import ATTENTIONS
+from trainer.balancing import BALANCERS
+from trainer.routers import ROUTERS
 
 PROGRESS = {
     "step": 3, "num_steps": 10, "tokens": 300, "budget_tokens": 1000, "loss": 2.5, "tokens_per_s": 100.0,
@@ -182,7 +185,9 @@ def test_the_catalogue_names_what_a_spec_can_name(lab: Installation) -> None:
     assert metrics["router/token_entropy"]["unit"] == "nats"
     assert {corpus["name"] for corpus in catalogue["corpora"]} >= {"books", "code_python"}
     kinds = {family["family"]: [one["kind"] for one in family["components"]] for family in catalogue["families"]}
-    assert set(kinds["balancing"]) == {"load_balancing_loss", "router_z_loss", "loss_free_bias"}
+    assert set(kinds["balancing"]) == set(BALANCERS)
+    assert set(kinds["attention"]) == set(ATTENTIONS)
+    assert set(kinds["router"]) == set(ROUTERS)
     assert kinds["sampler"] == ["random", "grid", "tpe"]
     schema = lab.client().get("/v1/schema/experiment-spec.json").json()
     assert schema["properties"].keys() >= {"name", "base", "space"}
