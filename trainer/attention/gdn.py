@@ -3,20 +3,18 @@
 Letters: B sequences, L positions, D model dim, H heads, d key head dim, e value head dim.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.attention.base import Attention
 from trainer.attention.decay import Decay
-from trainer.attention.delta_rule import chunked_delta_rule, unit_length
+from trainer.attention.delta_attention import DeltaRuleAttention
 from trainer.attention.short_convolution import ShortConvolution
 from trainer.config.attention import GatedDeltaNetConfig
 from trainer.model.attention_size import GDN_CHUNK
 from trainer.model.norm import RMSNorm
 
 
-class GatedDeltaNet(Attention):
+class GatedDeltaNet(DeltaRuleAttention):
     """Linear attention by the delta rule with one decay per head (`trainer.attention.delta_rule`).
 
     Queries, keys and values pass a short convolution; queries and keys have length 1; the result of a head is
@@ -25,7 +23,7 @@ class GatedDeltaNet(Attention):
     Source: Yang et al. 2024, arXiv:2412.06464, eq. 10 and section 3.4.
     """
 
-    residual_weights = ("out.weight",)
+    chunk_size = GDN_CHUNK
 
     def __init__(self, config: GatedDeltaNetConfig, *, dim: int, norm_eps: float) -> None:
         super().__init__(config, dim=dim, norm_eps=norm_eps)
@@ -44,34 +42,8 @@ class GatedDeltaNet(Attention):
         self.norm = RMSNorm(config.v_head_dim, eps=norm_eps)
         self.out = nn.Linear(value_width, dim, bias=False)
 
-    def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
-        """Returns the starts of the convolutions and of the decay."""
-        owner, _, inner = name.partition(".")
-        module = self.get_submodule(owner)
-        if isinstance(module, Decay):
-            return module.start(inner, generator)
-        return module.start(generator) if isinstance(module, ShortConvolution) else None
+    def log_decay(self, x_BLD: Tensor) -> Tensor:
+        return self.decay(self.decay_in(x_BLD))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        query, key, value = (
-            conv(linear(x_BLD)).unflatten(-1, (self.num_heads, -1))
-            for conv, linear in (
-                (self.query_conv, self.query),
-                (self.key_conv, self.key),
-                (self.value_conv, self.value),
-            )
-        )
-        log_decay_BLH1 = self.decay(self.decay_in(x_BLD))
-        strength_BLH = self.strength(x_BLD).to(log_decay_BLH1.dtype).sigmoid()
-        # The memory adds up over the whole sequence: float32 also under autocast.
-        with torch.autocast(x_BLD.device.type, enabled=False):
-            attended_BLHe, _ = chunked_delta_rule(
-                unit_length(query.to(log_decay_BLH1.dtype)),
-                unit_length(key.to(log_decay_BLH1.dtype)),
-                value.to(log_decay_BLH1.dtype),
-                log_decay_BLHd=log_decay_BLH1,
-                strength_BLH=strength_BLH,
-                chunk_size=GDN_CHUNK,
-            )
-        gate_BLHe = F.silu(self.gate(x_BLD)).unflatten(-1, (self.num_heads, -1))
-        return self.out((self.norm(attended_BLHe) * gate_BLHe).flatten(-2))
+    def output_gate(self, x_BLD: Tensor) -> Tensor:
+        return F.silu(self.gate(x_BLD))

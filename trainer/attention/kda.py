@@ -3,19 +3,17 @@
 Letters: B sequences, L positions, D model dim, H heads, d head dim.
 """
 
-import torch
 from torch import Tensor, nn
 
-from trainer.attention.base import Attention
 from trainer.attention.decay import Decay
-from trainer.attention.delta_rule import chunked_delta_rule, unit_length
+from trainer.attention.delta_attention import DeltaRuleAttention
 from trainer.attention.short_convolution import ShortConvolution
 from trainer.config.attention import KimiDeltaAttentionConfig
 from trainer.model.attention_size import KDA_CHUNK
 from trainer.model.norm import RMSNorm
 
 
-class KimiDeltaAttention(Attention):
+class KimiDeltaAttention(DeltaRuleAttention):
     """Linear attention by the delta rule with a decay per key feature (`trainer.attention.delta_rule`).
 
     Queries, keys and values pass a short convolution; queries and keys have length 1; decay and output gate are made
@@ -24,7 +22,7 @@ class KimiDeltaAttention(Attention):
     Source: Kimi Linear, arXiv:2510.26692, section 3 (recurrence) and section 4 (this layer).
     """
 
-    residual_weights = ("out.weight",)
+    chunk_size = KDA_CHUNK
 
     def __init__(self, config: KimiDeltaAttentionConfig, *, dim: int, norm_eps: float) -> None:
         super().__init__(config, dim=dim, norm_eps=norm_eps)
@@ -41,34 +39,8 @@ class KimiDeltaAttention(Attention):
         self.norm = RMSNorm(config.head_dim, eps=norm_eps)
         self.out = nn.Linear(width, dim, bias=False)
 
-    def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
-        """Returns the starts of the convolutions and of the decay."""
-        owner, _, inner = name.partition(".")
-        module = self.get_submodule(owner)
-        if isinstance(module, Decay):
-            return module.start(inner, generator)
-        return module.start(generator) if isinstance(module, ShortConvolution) else None
+    def log_decay(self, x_BLD: Tensor) -> Tensor:
+        return self.decay(self.decay_up(self.decay_down(x_BLD)))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        query, key, value = (
-            conv(linear(x_BLD)).unflatten(-1, (self.num_heads, -1))
-            for conv, linear in (
-                (self.query_conv, self.query),
-                (self.key_conv, self.key),
-                (self.value_conv, self.value),
-            )
-        )
-        log_decay_BLHd = self.decay(self.decay_up(self.decay_down(x_BLD)))
-        strength_BLH = self.strength(x_BLD).to(log_decay_BLHd.dtype).sigmoid()
-        # The memory adds up over the whole sequence: float32 also under autocast.
-        with torch.autocast(x_BLD.device.type, enabled=False):
-            attended_BLHd, _ = chunked_delta_rule(
-                unit_length(query.to(log_decay_BLHd.dtype)),
-                unit_length(key.to(log_decay_BLHd.dtype)),
-                value.to(log_decay_BLHd.dtype),
-                log_decay_BLHd=log_decay_BLHd,
-                strength_BLH=strength_BLH,
-                chunk_size=KDA_CHUNK,
-            )
-        gate_BLHd = self.gate_up(self.gate_down(x_BLD)).unflatten(-1, (self.num_heads, -1)).sigmoid()
-        return self.out((self.norm(attended_BLHd) * gate_BLHd).flatten(-2))
+    def output_gate(self, x_BLD: Tensor) -> Tensor:
+        return self.gate_up(self.gate_down(x_BLD)).sigmoid()

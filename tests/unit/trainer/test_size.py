@@ -374,7 +374,7 @@ def test_weights_of_linear_attention_cost_two_flops_each(config: AttentionConfig
         return result
 
     with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
-        patch.setattr(sys.modules[type(layer).__module__], "chunked_delta_rule", counted)
+        patch.setattr("trainer.attention.delta_attention.chunked_delta_rule", counted)
         layer(random_rows(2, 20, 16))
     weights = attention_parameters(config, dim=16).matrices
     # The first positions see less than the whole convolution, which is counted whole.
