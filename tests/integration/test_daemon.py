@@ -1,5 +1,6 @@
 """The daemon as a process, with a Ray head and an MLflow server of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -151,6 +152,7 @@ def test_daemon_killed_adopts_what_it_left_and_stops_leaving_nothing(daemons: Da
 def processes_of(root: Path) -> Iterator[int]:
     """Pids of the drivers that work on a home."""
     for said in root.glob("experiments/*/driver.json"):
-        pid = int(said.read_text().split(":")[1].split(",")[0])
-        if processes.identify(pid) is not None:
-            yield pid
+        driver = json.loads(said.read_text())
+        # A driver whose daemon was killed is nobody's child: where nothing reaps such, it stays as a zombie.
+        if processes.is_alive(ProcessIdentity(driver["pid"], driver["started_at_s"])):
+            yield driver["pid"]
