@@ -3,18 +3,32 @@
     routing = route(logits_TE, top_k=K, normalize=True)
     x_ND = permute(x_TD, routing)
     y_ND = grouped_swiglu(x_ND, gate_EDF, up_EDF, down_EFD, routing.offsets_E)
-    out_TD = unpermute(y_ND, routing, routing.weights_TK)
+    out_TD = unpermute(y_ND, routing, routing.weights_N)
+
+`route` makes every token choose K experts; `route_pairs` takes the pairs as they are, any number per token.
 
 Each operation has a naive reference that defines what is correct, and a fast torch path; `route` also has a Triton
 kernel. `backend="auto"` picks one by device and dtype (`kernels.dispatch`).
 
-Letters: T tokens, D model dim, F expert hidden dim, E experts, K experts per token, N = T*K routed pairs.
+Letters: T tokens, D model dim, F expert hidden dim, E experts, K experts per token, N routed pairs (T*K when
+every token has K).
 """
 
 from kernels.dispatch import Backend, BackendUnavailable
 from kernels.experts import grouped_swiglu
 from kernels.permute import permute, unpermute
-from kernels.route import NUM_SUM_SLOTS, STAT_NAMES, STAT_SLOTS, RouterStats, Routing, Score, distribution, route
+from kernels.route import (
+    NUM_SUM_SLOTS,
+    STAT_NAMES,
+    STAT_SLOTS,
+    RouterStats,
+    Routing,
+    Score,
+    assignments,
+    distribution,
+    route,
+)
+from kernels.route_pairs import route_pairs
 
 __all__ = [
     "NUM_SUM_SLOTS",
@@ -25,9 +39,11 @@ __all__ = [
     "RouterStats",
     "Routing",
     "Score",
+    "assignments",
     "distribution",
     "grouped_swiglu",
     "permute",
     "route",
+    "route_pairs",
     "unpermute",
 ]

@@ -33,11 +33,13 @@ def measure_specialization(
     wanted = max(1, TOKENS_PER_DOMAIN // config.data.seq_len)
     num_windows = min(wanted, *(len(held_out.inputs_NL) for held_out in sets))
     windows_WL = np.concatenate([held_out.inputs_NL[:num_windows] for held_out in sets])
+    documents = [held_out.documents_NL[:num_windows] for held_out in sets if held_out.documents_NL is not None]
+    documents_WL = np.concatenate(documents) if documents else None
     domain_of_W = np.repeat(np.arange(len(sets)), num_windows)
     device = next(model.parameters()).device
     untrained = build_model(config.model, seed=config.seed, device=device)
-    counts_WME = _counts_per_window(model, windows_WL, batch_size=config.loop.micro_batch_size)
-    untrained_WME = _counts_per_window(untrained, windows_WL, batch_size=config.loop.micro_batch_size)
+    counts_WME = _counts_per_window(model, windows_WL, documents_WL, batch_size=config.loop.micro_batch_size)
+    untrained_WME = _counts_per_window(untrained, windows_WL, documents_WL, batch_size=config.loop.micro_batch_size)
     return {
         "trained": domain_information(counts_WME, domain_of_W),
         "untrained": domain_information(untrained_WME, domain_of_W),
@@ -46,7 +48,9 @@ def measure_specialization(
 
 
 @torch.no_grad()
-def _counts_per_window(model: Transformer, windows_WL: NDArray[np.int64], *, batch_size: int) -> NDArray[np.int64]:
+def _counts_per_window(
+    model: Transformer, windows_WL: NDArray[np.int64], documents_WL: NDArray[np.int64] | None, *, batch_size: int
+) -> NDArray[np.int64]:
     """Return tokens of each window sent to each expert in each MoE layer, int64 [W, M, E]."""
     moe = model.config.moe
     assert moe is not None
@@ -54,10 +58,11 @@ def _counts_per_window(model: Transformer, windows_WL: NDArray[np.int64], *, bat
     parts = []
     model.eval()
     for first in range(0, len(windows_WL), batch_size):
-        tokens_BL = torch.from_numpy(windows_WL[first : first + batch_size]).to(device)
-        _, routings = model.trunk(tokens_BL)
-        ids_BME = torch.stack([routing.expert_ids_TK.view(len(tokens_BL), -1) for routing in routings], dim=1)
-        counts_BME = torch.zeros(len(tokens_BL), len(routings), moe.num_experts, dtype=torch.int64, device=device)
-        parts.append(counts_BME.scatter_add_(2, ids_BME, torch.ones_like(ids_BME)).cpu())
+        taken = slice(first, first + batch_size)
+        tokens_BL = torch.from_numpy(windows_WL[taken]).to(device)
+        documents_BL = None if documents_WL is None else torch.from_numpy(documents_WL[taken]).to(device)
+        _, routings = model.trunk(tokens_BL, documents_BL)
+        chosen_MBLE = torch.stack([routing.assignments_TE() for routing in routings]).unflatten(1, tokens_BL.shape)
+        parts.append(chosen_MBLE.sum(dim=2)[..., : moe.num_experts].transpose(0, 1).cpu())
     model.train()
     return torch.cat(parts).numpy()

@@ -11,9 +11,9 @@ __all__ = ["permute", "unpermute"]
 
 
 def permute(x_TD: Tensor, routing: Routing, *, backend: Backend = "auto") -> Tensor:
-    """Returns x_ND: a copy of each token's row for each of its experts, in expert order.
+    """Returns x_ND: a copy of each token's row for each of its pairs, in expert order.
 
-    The gradient of a token is the float32 sum over its K copies, gathered through the inverse permutation:
+    The gradient of a token is the float32 sum over its copies, gathered through the inverse permutation:
     deterministic, where the backward of plain indexing would add rows atomically on CUDA.
 
     Raises:
@@ -24,22 +24,25 @@ def permute(x_TD: Tensor, routing: Routing, *, backend: Backend = "auto") -> Ten
     return implementation(x_TD, routing)
 
 
-def unpermute(y_ND: Tensor, routing: Routing, weights_TK: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Returns out_TD: for each token the sum over its K experts of weight times row, summed in float32.
+def unpermute(y_ND: Tensor, routing: Routing, weights: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """Returns out_TD: for each token the sum over its pairs of weight times row, summed in float32.
 
-    The result has the dtype of `y_ND`. Differentiable with respect to the rows and the weights.
+    A token without pairs gets zeros. The result has the dtype of `y_ND`. Differentiable with respect to the rows and
+    the weights.
+
+    Args:
+        y_ND: finite rows in expert order; those of pairs that no expert computed count by their weight, which is 0.
+        routing: what permuted them.
+        weights: one per pair, as weights_N in pair order or, of a uniform routing, as weights_TK.
+        backend: see `kernels.dispatch.choose_backend`.
 
     Raises:
-        ValueError: `y_ND` has not one row per routed pair, or `weights_TK` not one weight per routed pair.
+        ValueError: `y_ND` has not one row per routed pair, or `weights` not one weight per routed pair.
     """
     _check_rows("y_ND", y_ND, routing.num_pairs, routing)
-    if weights_TK.shape != routing.expert_ids_TK.shape:
-        raise ValueError(
-            f"weights_TK has shape {tuple(weights_TK.shape)}; "
-            f"expected {tuple(routing.expert_ids_TK.shape)} as the routing"
-        )
+    _check_weights(weights, routing)
     implementation = unpermute_torch if _choose("unpermute", y_ND, backend) == "torch" else unpermute_reference
-    return implementation(y_ND, routing, weights_TK)
+    return implementation(y_ND, routing, weights.reshape(-1))
 
 
 def _choose(op: str, rows: Tensor, backend: Backend) -> str:
@@ -56,7 +59,20 @@ def _check_rows(name: str, rows: Tensor, expected: int, routing: Routing) -> Non
     if rows.dim() != 2 or rows.shape[0] != expected:
         raise ValueError(
             f"{name} has shape {tuple(rows.shape)}; expected ({expected}, dim) for a routing of "
-            f"{routing.num_tokens} tokens to {routing.top_k} experts each"
+            f"{routing.num_tokens} tokens in {routing.num_pairs} pairs with experts"
         )
     if rows.device != routing.permutation_N.device:
         raise ValueError(f"{name} is on {rows.device}; expected {routing.permutation_N.device} as the routing")
+
+
+def _check_weights(weights: Tensor, routing: Routing) -> None:
+    if weights.shape == (routing.num_pairs,):
+        return
+    if routing.is_uniform:
+        shape = (routing.num_tokens, routing.top_k)
+        if weights.shape != shape:
+            raise ValueError(f"weights_TK has shape {tuple(weights.shape)}; expected {shape} as the routing")
+    else:
+        raise ValueError(
+            f"weights_N has shape {tuple(weights.shape)}; expected ({routing.num_pairs},) as the ragged routing"
+        )

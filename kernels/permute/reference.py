@@ -7,12 +7,17 @@ from kernels.route.routing import Routing
 
 
 def permute_reference(x_TD: Tensor, routing: Routing) -> Tensor:
-    """Returns x_ND; the pair t*K + k belongs to token t."""
-    return x_TD[routing.permutation_N // routing.top_k]
+    """Returns x_ND: at each place in expert order the row of its pair's token."""
+    return x_TD[routing.row_tokens_N]
 
 
-def unpermute_reference(y_ND: Tensor, routing: Routing, weights_TK: Tensor) -> Tensor:
+def unpermute_reference(y_ND: Tensor, routing: Routing, weights_N: Tensor) -> Tensor:
     """Returns out_TD; computed in float64 for float64 rows, else in float32."""
     accumulate = torch.float64 if y_ND.dtype == torch.float64 else torch.float32
-    y_TKD = y_ND[routing.inverse_N].reshape(routing.num_tokens, routing.top_k, -1)
-    return (y_TKD.to(accumulate) * weights_TK.to(accumulate)[:, :, None]).sum(dim=1).to(y_ND.dtype)
+    weighted_ND = y_ND[routing.inverse_N].to(accumulate) * weights_N.to(accumulate)[:, None]
+    if routing.token_ids_N is None:
+        out_TD = weighted_ND.unflatten(0, (routing.num_tokens, routing.top_k)).sum(dim=1)
+    else:
+        out_TD = weighted_ND.new_zeros(routing.num_tokens, y_ND.shape[1])
+        out_TD = out_TD.index_add(0, routing.token_ids_N, weighted_ND)
+    return out_TD.to(y_ND.dtype)

@@ -5,10 +5,13 @@ one CPU thread: the weighted sum 0.5 ms (gather, multiply and sum: 1.8 ms), the 
 multiply: 0.76 ms), that of the weights 0.56 ms (gather and dot products: 1.9 ms), a plain gather 0.42 ms
 (`index_select`: 0.70 ms).
 
-Letters: T tokens, D model dim, K experts per token, N = T*K pairs.
+A ragged routing has bags of different lengths instead of rows of K; every bag is still summed by one thread, in pair
+order, so repeated passes give the same bits.
+
+Letters: T tokens, D model dim, K experts per token, N pairs (T*K in a uniform routing).
 """
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,65 +22,90 @@ from kernels.route.routing import Routing
 _SUM_MODE = 0  # embedding_bag's own code for mode="sum"
 
 
+class _Pairs(NamedTuple):
+    """Where the rows of each token's pairs are; the tensors that the gradients need again. Fields as in `Routing`."""
+
+    inverse_N: Tensor
+    token_ids_N: Tensor | None
+    token_starts_T: Tensor | None
+    num_tokens: int
+
+    @classmethod
+    def of(cls, routing: Routing) -> Self:
+        return cls(routing.inverse_N, routing.token_ids_N, routing.token_starts_T, routing.num_tokens)
+
+    def sum(self, rows_ND: Tensor, weights_N: Tensor | None) -> Tensor:
+        """Returns, for each token, the (weighted) float32 sum of the rows of its pairs."""
+        ids = self.inverse_N
+        if self.token_starts_T is None:
+            ids = ids.view(self.num_tokens, -1)
+            weights_N = None if weights_N is None else weights_N.view(ids.shape)
+        return F.embedding_bag(
+            ids, rows_ND.float(), offsets=self.token_starts_T, mode="sum", per_sample_weights=weights_N
+        )
+
+    def dot(self, sums_TD: Tensor, rows_ND: Tensor) -> Tensor:
+        """Returns dots_N, for each pair the float32 dot product of its token's row of `sums_TD` with its own row.
+
+        The operator behind embedding_bag's gradient of its weights; the sum need not be computed again for it.
+        """
+        starts_T, token_ids_N = self.token_starts_T, self.token_ids_N
+        if starts_T is None or token_ids_N is None:
+            num_pairs, device = self.inverse_N.shape[0], rows_ND.device
+            top_k = num_pairs // self.num_tokens
+            starts_T = torch.arange(0, num_pairs, top_k, device=device)
+            token_ids_N = torch.arange(self.num_tokens, device=device)[:, None].expand(-1, top_k).reshape(-1)
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            sums_TD.float(), rows_ND.float(), self.inverse_N, starts_T, token_ids_N, _SUM_MODE
+        )
+
+
 def permute_torch(x_TD: Tensor, routing: Routing) -> Tensor:
     """Returns x_ND."""
-    return _Permute.apply(x_TD, routing.permutation_N, routing.inverse_N, routing.top_k)
+    return _Permute.apply(x_TD, routing.row_tokens_N, *_Pairs.of(routing))
 
 
-def unpermute_torch(y_ND: Tensor, routing: Routing, weights_TK: Tensor) -> Tensor:
+def unpermute_torch(y_ND: Tensor, routing: Routing, weights_N: Tensor) -> Tensor:
     """Returns out_TD."""
-    return _Unpermute.apply(y_ND, weights_TK, routing.permutation_N, routing.inverse_N)
-
-
-def _sum_rows(rows: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:
-    """Returns, for each row of the matrix `ids`, the (weighted) float32 sum of the `rows` it names."""
-    return F.embedding_bag(ids, rows.float(), mode="sum", per_sample_weights=weights)
-
-
-def _dot_rows(sums_TD: Tensor, rows_ND: Tensor, ids_TK: Tensor) -> Tensor:
-    """Returns dots_TK, the float32 dot product of sums_TD[t] with rows_ND[ids_TK[t, k]].
-
-    The operator behind embedding_bag's gradient of its weights; the sum need not be computed again for it.
-    """
-    num_tokens, top_k = ids_TK.shape
-    device = ids_TK.device
-    starts_T = torch.arange(0, num_tokens * top_k, top_k, device=device)
-    token_N = torch.arange(num_tokens, device=device)[:, None].expand(num_tokens, top_k).reshape(-1)
-    dots_N = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        sums_TD.float(), rows_ND.float(), ids_TK.reshape(-1), starts_T, token_N, _SUM_MODE
-    )
-    return dots_N.view(num_tokens, top_k)
+    return _Unpermute.apply(y_ND, weights_N, routing.permutation_N, *_Pairs.of(routing))
 
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, permutation_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(inverse_N)
-        ctx.top_k = top_k
-        return F.embedding(permutation_N // top_k, x_TD)
+    def forward(ctx: Any, x_TD: Tensor, row_tokens_N: Tensor, *pairs: Any) -> Tensor:
+        *kept, ctx.num_tokens = pairs
+        ctx.save_for_backward(*kept)
+        return F.embedding(row_tokens_N, x_TD)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dx_ND,) = grad_outputs
-        (inverse_N,) = ctx.saved_tensors
-        return _sum_rows(dx_ND, inverse_N.view(-1, ctx.top_k), None).to(dx_ND.dtype), None, None, None
+        inverse_N, token_ids_N, token_starts_T = ctx.saved_tensors
+        pairs = _Pairs(inverse_N, token_ids_N, token_starts_T, ctx.num_tokens)
+        return pairs.sum(dx_ND, None).to(dx_ND.dtype), None, None, None, None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y_ND: Tensor, weights_TK: Tensor, permutation_N: Tensor, inverse_N: Tensor) -> Tensor:
-        ctx.save_for_backward(y_ND, weights_TK, permutation_N, inverse_N)
-        return _sum_rows(y_ND, inverse_N.view(weights_TK.shape), weights_TK.float()).to(y_ND.dtype)
+    def forward(ctx: Any, y_ND: Tensor, weights_N: Tensor, permutation_N: Tensor, *pairs: Any) -> Tensor:
+        *kept, ctx.num_tokens = pairs
+        ctx.save_for_backward(y_ND, weights_N, permutation_N, *kept)
+        return _Pairs(*pairs).sum(y_ND, weights_N.float()).to(y_ND.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dout_TD,) = grad_outputs
-        y_ND, weights_TK, permutation_N, inverse_N = ctx.saved_tensors
-        dy_ND = dweights_TK = None
+        y_ND, weights_N, permutation_N, inverse_N, token_ids_N, token_starts_T = ctx.saved_tensors
+        pairs = _Pairs(inverse_N, token_ids_N, token_starts_T, ctx.num_tokens)
+        dy_ND = dweights_N = None
         if ctx.needs_input_grad[0]:
-            token_N1 = (permutation_N // weights_TK.shape[1])[:, None]
-            weight_N1 = weights_TK.float().reshape(-1)[permutation_N][:, None]
-            dy_ND = _sum_rows(dout_TD, token_N1, weight_N1).to(y_ND.dtype)
+            if pairs.token_ids_N is None:
+                token_N = permutation_N // (permutation_N.shape[0] // pairs.num_tokens)
+            else:
+                token_N = pairs.token_ids_N[permutation_N]
+            weight_N1 = weights_N.float()[permutation_N][:, None]
+            bags = F.embedding_bag(token_N[:, None], dout_TD.float(), mode="sum", per_sample_weights=weight_N1)
+            dy_ND = bags.to(y_ND.dtype)
         if ctx.needs_input_grad[1]:
-            dweights_TK = _dot_rows(dout_TD, y_ND, inverse_N.view(weights_TK.shape)).to(weights_TK.dtype)
-        return dy_ND, dweights_TK, None, None
+            dweights_N = pairs.dot(dout_TD, y_ND).to(weights_N.dtype)
+        return dy_ND, dweights_N, None, None, None, None, None

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kernels.dispatch import Backend, choose_backend, refuse_float64
 from kernels.route.reference import route_reference
-from kernels.route.routing import Routing, Score, distribution
+from kernels.route.routing import Routing, Score, assignments, distribution
 from kernels.route.stats import NUM_SUM_SLOTS, STAT_NAMES, STAT_SLOTS, Reduction, RouterStats, StatSlot
-from kernels.route.torch_path import route_torch
+from kernels.route.torch_path import largest_ids, route_torch
 
 __all__ = [
     "NUM_SUM_SLOTS",
@@ -21,7 +21,9 @@ __all__ = [
     "Routing",
     "Score",
     "StatSlot",
+    "assignments",
     "distribution",
+    "largest_ids",
     "route",
 ]
 

@@ -54,8 +54,8 @@ def route_fused(
     ) = outputs
     stats = RouterStats(stats_S=stats_S, counts_E=counts_E, prob_sum_E=prob_sum_E.detach(), gate_mass_E=gate_mass_E)
     return Routing(
-        expert_ids_TK=expert_ids_TK,
-        weights_TK=weights_TK,
+        expert_ids_N=expert_ids_TK.view(-1),
+        weights_N=weights_TK.view(-1),
         counts_E=counts_E,
         offsets_E=offsets_E,
         permutation_N=permutation_N,

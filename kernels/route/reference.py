@@ -62,8 +62,8 @@ def route_reference(
         counts_E,
     )
     return Routing(
-        expert_ids_TK=expert_ids_TK,
-        weights_TK=weights_TK,
+        expert_ids_N=expert_ids_TK.flatten(),
+        weights_N=weights_TK.flatten(),
         counts_E=counts_E,
         offsets_E=counts_E.cumsum(0).int(),
         permutation_N=torch.tensor(order, dtype=torch.int64, device=device),

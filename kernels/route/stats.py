@@ -52,15 +52,18 @@ class RouterStats(NamedTuple):
     """Statistics of one routing pass, detached; float32 except the counts.
 
     stats_S: the slots of STAT_SLOTS, in that order.
-    counts_E: int64, routed pairs per expert.
-    prob_sum_E: sum over tokens of p.
-    gate_mass_E: sum over the pairs of an expert of the weight they were given (`Routing.weights_TK`).
+    counts_E: int64, pairs routed to each expert: the demand, before any is dropped.
+    prob_sum_E: sum over tokens of p; null experts after the E others.
+    gate_mass_E: sum over the pairs of an expert of the weight the router gave them, before any is dropped.
+    unserved_3: int64: pairs dropped, pairs sent to null experts, tokens that no expert computed; None when the
+        routing is such that all three are 0.
     """
 
     stats_S: Tensor
     counts_E: Tensor
     prob_sum_E: Tensor
     gate_mass_E: Tensor
+    unserved_3: Tensor | None = None
 
     @classmethod
     def identity(cls, num_experts: int, *, device: torch.device | str = "cpu") -> Self:
@@ -82,6 +85,7 @@ class RouterStats(NamedTuple):
             counts_E=self.counts_E + other.counts_E,
             prob_sum_E=self.prob_sum_E + other.prob_sum_E,
             gate_mass_E=self.gate_mass_E + other.gate_mass_E,
+            unserved_3=_added(self.unserved_3, other.unserved_3),
         )
 
     def slot(self, name: str) -> Tensor:
@@ -89,3 +93,9 @@ class RouterStats(NamedTuple):
         if name not in STAT_NAMES:
             raise ValueError(f"slot {name!r} is unknown; choose one of {STAT_NAMES}")
         return self.stats_S[STAT_NAMES.index(name)]
+
+
+def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second

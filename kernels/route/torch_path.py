@@ -78,8 +78,8 @@ def route_torch(
             gate_mass_E=gate_mass(expert_ids_TK, weights_TK, num_experts),
         )
     return Routing(
-        expert_ids_TK,
-        weights_TK,
+        expert_ids_TK.view(-1),
+        weights_TK.reshape(-1),
         *order,
         prob_sum_E=prob_sum_E,
         z_sum=z_sum,

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import grouped_swiglu, permute, route, unpermute
+from kernels import grouped_swiglu, permute, route, route_pairs, unpermute
 
 # Operators that copy a value to the host, or need one there to know the size of their result.
 SYNCHRONISING = {
@@ -72,6 +72,34 @@ def test_no_operator_synchronises(score: str, bias: bool, normalize: bool) -> No
         forward_and_backward(device="cpu", dtype=torch.float32, score=score, bias=bias, normalize=normalize)
     assert "aten::_grouped_mm" in mode.seen  # the mode saw the layer, forward and backward
     assert "aten::_embedding_bag_per_sample_weights_backward" in mode.seen
+
+
+def ragged_forward_and_backward(*, device: str, dtype: torch.dtype) -> torch.Tensor:
+    """Runs a layer whose experts chose 4 of 24 tokens each; returns the gradient of its input."""
+    x_TD = torch.randn(24, 16, device=device, dtype=dtype, requires_grad=True)
+    router_DE = torch.randn(16, 6, device=device, dtype=dtype, requires_grad=True)
+    gate_EDF, up_EDF = (torch.randn(6, 16, 8, device=device, dtype=dtype) for _ in range(2))
+    down_EFD = torch.randn(6, 8, 16, device=device, dtype=dtype)
+    logits_TE = x_TD @ router_DE
+    choice_EC = logits_TE.detach().t().topk(4, dim=-1).indices
+    routing = route_pairs(logits_TE, choice_EC.flatten(), torch.arange(6, device=device).repeat_interleave(4))
+    y_ND = grouped_swiglu(permute(x_TD, routing), gate_EDF, up_EDF, down_EFD, routing.offsets_E)
+    out_TD = unpermute(y_ND, routing, routing.weights_N)
+    loss = out_TD.float().square().sum() + routing.prob_sum_E.square().sum() + routing.z_sum
+    (dx_TD, _) = torch.autograd.grad(loss, (x_TD, router_DE))
+    return dx_TD
+
+
+def test_no_operator_synchronises_when_experts_choose() -> None:
+    with RefuseSynchronisation() as mode:
+        ragged_forward_and_backward(device="cpu", dtype=torch.float32)
+    assert "aten::_grouped_mm" in mode.seen
+
+
+def test_experts_choose_on_tensors_without_data() -> None:
+    with FakeTensorMode():
+        assert ragged_forward_and_backward(device="cpu", dtype=torch.bfloat16).shape == (24, 16)
+    assert ragged_forward_and_backward(device="meta", dtype=torch.bfloat16).device.type == "meta"
 
 
 def test_the_guard_notices_the_reference() -> None:

@@ -26,10 +26,8 @@ def sequence_balancing_loss(routing: LayerRouting) -> Tensor:
     """
     probs_BLE = distribution(routing.logits_TE, routing.score).unflatten(0, (routing.num_sequences, -1))
     num_experts = probs_BLE.shape[-1]
-    ids_BN = routing.expert_ids_TK.reshape(routing.num_sequences, -1)
-    counts_BE = ids_BN.new_zeros(routing.num_sequences, num_experts)
-    counts_BE.scatter_add_(1, ids_BN, torch.ones_like(ids_BN))
-    share_BE = counts_BE.to(probs_BLE.dtype) / ids_BN.shape[1]
+    counts_BE = routing.assignments_TE().unflatten(0, (routing.num_sequences, -1)).sum(dim=1)
+    share_BE = counts_BE.to(probs_BLE.dtype) / counts_BE.sum(dim=1, keepdim=True).clamp(min=1)
     return num_experts * (share_BE * probs_BLE.mean(dim=1)).sum(dim=-1).mean()
 
 

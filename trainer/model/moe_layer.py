@@ -59,7 +59,7 @@ class MoELayer(nn.Module):
         x_TD = x_BLD.flatten(0, -2)
         routing = self.router(x_TD, self.selection_bias_E, None if tokens_BL is None else tokens_BL.flatten())
         y_ND = self.experts(permute(x_TD, routing), routing.offsets_E)
-        out_TD = unpermute(y_ND, routing, routing.weights_TK)
+        out_TD = unpermute(y_ND, routing, routing.weights_N)
         if self.shared is not None:
             out_TD = out_TD + self.shared(x_TD)
         return out_TD.view(x_BLD.shape), routing

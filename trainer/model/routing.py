@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kernels import RouterStats, Routing, Score
+from kernels import RouterStats, Routing, Score, assignments
 
 
 class LayerRouting(NamedTuple):
@@ -20,9 +20,11 @@ class LayerRouting(NamedTuple):
     num_tokens: T.
     num_sequences: sequences of equal length the tokens come from, one after the other.
     stats: detached sums from which the router metrics are made.
-    expert_ids_TK: int64, detached, best first.
+    expert_ids_N: int64, the expert of each pair, by token, and for a token best first where it chose K.
+    token_ids_N: int64, the token of each pair; None where every token has K.
     logits_TE: the router's logits, differentiable.
     score: how a logit became a score; with the logits it gives each token's distribution (`kernels.distribution`).
+    auxiliary_loss: float32 scalar, differentiable: what the router adds to the training loss; None of most.
     """
 
     layer: int
@@ -32,9 +34,11 @@ class LayerRouting(NamedTuple):
     num_tokens: int
     num_sequences: int
     stats: RouterStats
-    expert_ids_TK: Tensor
+    expert_ids_N: Tensor
+    token_ids_N: Tensor | None
     logits_TE: Tensor
     score: Score
+    auxiliary_loss: Tensor | None = None
 
     @classmethod
     def of(cls, routing: Routing, *, layer: int, num_sequences: int = 1) -> "LayerRouting":
@@ -47,7 +51,18 @@ class LayerRouting(NamedTuple):
             num_tokens=routing.num_tokens,
             num_sequences=num_sequences,
             stats=routing.stats,
-            expert_ids_TK=routing.expert_ids_TK,
+            expert_ids_N=routing.expert_ids_N,
+            token_ids_N=routing.token_ids_N,
             logits_TE=routing.logits_TE,
             score=routing.score,
+            auxiliary_loss=routing.auxiliary_loss,
+        )
+
+    def assignments_TE(self) -> Tensor:
+        """Returns bool [T, E]: whether the token chose the expert, whatever the kind of routing; made anew each time.
+
+        Dropped pairs count: it is what the tokens (or experts) chose. Null experts stand after the E others.
+        """
+        return assignments(
+            self.expert_ids_N, self.token_ids_N, num_tokens=self.num_tokens, num_experts=self.logits_TE.shape[1]
         )

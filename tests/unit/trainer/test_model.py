@@ -98,7 +98,7 @@ def test_routings_are_those_of_the_moe_layers(config: ModelConfig) -> None:
     for routing in routings:
         assert routing.num_tokens == 16
         assert routing.counts_E.sum() == 16 * config.moe.top_k
-        assert not routing.expert_ids_TK.requires_grad
+        assert not routing.expert_ids_N.requires_grad
         assert routing.prob_sum_E.requires_grad
         assert routing.z_sum.requires_grad
 
