@@ -7,6 +7,8 @@
 
 `route` makes every token choose K experts; `route_pairs` takes the pairs as they are, any number per token.
 
+`kernels.quantize` gives `grouped_swiglu` matmuls in 8 and 4 bits.
+
 Each operation has a naive reference that defines what is correct, and a fast torch path; `route` also has a Triton
 kernel. `backend="auto"` picks one by device and dtype (`kernels.dispatch`).
 
@@ -15,7 +17,7 @@ every token has K).
 """
 
 from kernels.dispatch import Backend, BackendUnavailable
-from kernels.experts import grouped_swiglu
+from kernels.experts import Activation, ExpertBiases, GroupedMatmul, gated_activation, grouped_swiglu
 from kernels.permute import permute, unpermute
 from kernels.route import (
     NUM_SUM_SLOTS,
@@ -26,6 +28,7 @@ from kernels.route import (
     Score,
     assignments,
     distribution,
+    largest_ids,
     route,
 )
 from kernels.route_pairs import route_pairs
@@ -34,14 +37,19 @@ __all__ = [
     "NUM_SUM_SLOTS",
     "STAT_NAMES",
     "STAT_SLOTS",
+    "Activation",
     "Backend",
     "BackendUnavailable",
+    "ExpertBiases",
+    "GroupedMatmul",
     "RouterStats",
     "Routing",
     "Score",
     "assignments",
     "distribution",
+    "gated_activation",
     "grouped_swiglu",
+    "largest_ids",
     "permute",
     "route",
     "route_pairs",

@@ -1,13 +1,16 @@
-"""The experts: one SwiGLU feed-forward network per expert, over rows grouped by expert."""
+"""The experts: one gated feed-forward network per expert, over rows grouped by expert."""
 
 import torch
 from torch import Tensor
 
 from kernels.dispatch import Backend, choose_backend, refuse_float64
+from kernels.experts.activation import Activation, gated_activation
+from kernels.experts.bias import ExpertBiases
+from kernels.experts.matmul import GroupedMatmul
 from kernels.experts.reference import grouped_swiglu_reference
 from kernels.experts.torch_path import grouped_swiglu_torch, refuse_misaligned
 
-__all__ = ["grouped_swiglu"]
+__all__ = ["Activation", "ExpertBiases", "GroupedMatmul", "gated_activation", "grouped_swiglu"]
 
 
 def grouped_swiglu(
@@ -17,9 +20,14 @@ def grouped_swiglu(
     down_weight_EFD: Tensor,
     offsets_E: Tensor,
     *,
+    activation: Activation = "swiglu",
+    biases: ExpertBiases | None = None,
+    matmul: GroupedMatmul | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Returns y_ND = (silu(x gate_e) * (x up_e)) down_e for the rows of each expert e.
+
+    With biases (x gate_e + b) and so on; another `activation` replaces silu(gate) * up (`gated_activation`).
 
     Expert e owns the rows offsets_E[e-1] to offsets_E[e]; an expert without rows has a gradient of exactly zero.
     All rows must be owned: rows beyond offsets_E[-1] come back uninitialised from `grouped_mm`, and reading the
@@ -35,6 +43,10 @@ def grouped_swiglu(
         x_ND: rows in expert order (`kernels.permute`).
         gate_weight_EDF, up_weight_EDF, down_weight_EFD: stacked weights, dtype of `x_ND`, input dimension first.
         offsets_E: int32 ends of the experts' rows (`Routing.offsets_E`).
+        activation: how gate and up projection become the hidden features.
+        biases: of the three projections, dtype of `x_ND`; None for none.
+        matmul: multiplies in place of `grouped_mm` (`kernels.quantize`); it is given the weights as they are, whatever
+            their dtype, under autocast too. The backend is then "torch".
         backend: see `kernels.dispatch.choose_backend`; "auto" is the reference for float64, and for widths that
             are no multiple of 16 bytes, which `grouped_mm` refuses.
 
@@ -44,9 +56,23 @@ def grouped_swiglu(
     if _autocasts(x_ND):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND = x_ND.to(dtype)
-        gate_weight_EDF, up_weight_EDF = gate_weight_EDF.to(dtype), up_weight_EDF.to(dtype)
-        down_weight_EFD = down_weight_EFD.to(dtype)
-    _check(x_ND, gate_weight_EDF, up_weight_EDF, down_weight_EFD, offsets_E)
+        if matmul is None:
+            gate_weight_EDF, up_weight_EDF = gate_weight_EDF.to(dtype), up_weight_EDF.to(dtype)
+            down_weight_EFD = down_weight_EFD.to(dtype)
+        biases = None if biases is None else ExpertBiases(*(bias.to(dtype) for bias in biases))
+    weight_dtype = x_ND.dtype if matmul is None else gate_weight_EDF.dtype
+    _check(x_ND, gate_weight_EDF, up_weight_EDF, down_weight_EFD, offsets_E, biases, weight_dtype)
+    if matmul is not None:
+        return grouped_swiglu_torch(
+            x_ND,
+            gate_weight_EDF,
+            up_weight_EDF,
+            down_weight_EFD,
+            offsets_E,
+            activation=activation,
+            biases=biases,
+            matmul=matmul,
+        )
     chosen = choose_backend(
         backend,
         op="grouped_swiglu",
@@ -55,7 +81,9 @@ def grouped_swiglu(
         fast_refuses=refuse_float64(x_ND.dtype) or refuse_misaligned(gate_weight_EDF),
     )
     implementation = grouped_swiglu_torch if chosen == "torch" else grouped_swiglu_reference
-    return implementation(x_ND, gate_weight_EDF, up_weight_EDF, down_weight_EFD, offsets_E)
+    return implementation(
+        x_ND, gate_weight_EDF, up_weight_EDF, down_weight_EFD, offsets_E, activation=activation, biases=biases
+    )
 
 
 def _autocasts(x_ND: Tensor) -> bool:
@@ -65,7 +93,13 @@ def _autocasts(x_ND: Tensor) -> bool:
 
 
 def _check(
-    x_ND: Tensor, gate_weight_EDF: Tensor, up_weight_EDF: Tensor, down_weight_EFD: Tensor, offsets_E: Tensor
+    x_ND: Tensor,
+    gate_weight_EDF: Tensor,
+    up_weight_EDF: Tensor,
+    down_weight_EFD: Tensor,
+    offsets_E: Tensor,
+    biases: ExpertBiases | None,
+    weight_dtype: torch.dtype,
 ) -> None:
     if x_ND.dim() != 2:
         raise ValueError(f"x_ND has shape {tuple(x_ND.shape)}; expected (rows, dim)")
@@ -79,16 +113,25 @@ def _check(
         "down_weight_EFD": (down_weight_EFD, (num_experts, hidden_dim, dim)),
         "offsets_E": (offsets_E, (num_experts,)),
     }
+    if biases is not None:
+        expected |= {
+            "biases.gate_EF": (biases.gate_EF, (num_experts, hidden_dim)),
+            "biases.up_EF": (biases.up_EF, (num_experts, hidden_dim)),
+            "biases.down_ED": (biases.down_ED, (num_experts, dim)),
+        }
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
     if offsets_E.dtype != torch.int32:
         raise ValueError(f"offsets_E has dtype {offsets_E.dtype}; expected int32")
     weights = {"gate_weight_EDF": gate_weight_EDF, "up_weight_EDF": up_weight_EDF, "down_weight_EFD": down_weight_EFD}
+    if biases is not None:
+        weights |= {f"biases.{name}": bias for name, bias in biases._asdict().items()}
     for name, weight in weights.items():
-        if weight.dtype != x_ND.dtype:
+        wanted = x_ND.dtype if name.startswith("biases") else weight_dtype
+        if weight.dtype != wanted:
             raise ValueError(
-                f"{name} has dtype {weight.dtype}; expected {x_ND.dtype} as x_ND; cast one or use autocast"
+                f"{name} has dtype {weight.dtype}; expected {wanted} as the rest; cast one or use autocast"
             )
     for name, tensor in {**weights, "offsets_E": offsets_E}.items():
         if tensor.device != x_ND.device:

@@ -1,12 +1,21 @@
 """The experts one after the other: reads the offsets on the host, works in any dtype, and defines what is correct."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.experts.activation import Activation, gated_activation
+from kernels.experts.bias import ExpertBiases
 
 
 def grouped_swiglu_reference(
-    x_ND: Tensor, gate_weight_EDF: Tensor, up_weight_EDF: Tensor, down_weight_EFD: Tensor, offsets_E: Tensor
+    x_ND: Tensor,
+    gate_weight_EDF: Tensor,
+    up_weight_EDF: Tensor,
+    down_weight_EFD: Tensor,
+    offsets_E: Tensor,
+    *,
+    activation: Activation = "swiglu",
+    biases: ExpertBiases | None = None,
 ) -> Tensor:
     """Returns y_ND; raises ValueError when the offsets fall or do not end at the number of rows."""
     ends = offsets_E.tolist()
@@ -15,6 +24,9 @@ def grouped_swiglu_reference(
     outputs = []
     for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         x_MD = x_ND[start:end]
-        hidden_MF = F.silu(x_MD @ gate_weight_EDF[expert]) * (x_MD @ up_weight_EDF[expert])
-        outputs.append(hidden_MF @ down_weight_EFD[expert])
+        gate_MF, up_MF = x_MD @ gate_weight_EDF[expert], x_MD @ up_weight_EDF[expert]
+        if biases is not None:
+            gate_MF, up_MF = gate_MF + biases.gate_EF[expert], up_MF + biases.up_EF[expert]
+        y_MD = gated_activation(gate_MF, up_MF, activation) @ down_weight_EFD[expert]
+        outputs.append(y_MD if biases is None else y_MD + biases.down_ED[expert])
     return torch.cat(outputs)

@@ -1,24 +1,38 @@
 """The experts as three jagged matmuls (`grouped_mm`): no loop over experts, no host synchronisation."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.experts.activation import Activation, gated_activation
+from kernels.experts.bias import ExpertBiases, add_expert_bias
+from kernels.experts.matmul import GroupedMatmul, grouped_matmul
 
 _ALIGNMENT_BYTES = 16  # grouped_mm refuses strides that are no multiple of it, on CPU as on CUDA
 
 
 def grouped_swiglu_torch(
-    x_ND: Tensor, gate_weight_EDF: Tensor, up_weight_EDF: Tensor, down_weight_EFD: Tensor, offsets_E: Tensor
+    x_ND: Tensor,
+    gate_weight_EDF: Tensor,
+    up_weight_EDF: Tensor,
+    down_weight_EFD: Tensor,
+    offsets_E: Tensor,
+    *,
+    activation: Activation = "swiglu",
+    biases: ExpertBiases | None = None,
+    matmul: GroupedMatmul | None = None,
 ) -> Tensor:
     """Returns y_ND, for float32, bfloat16 and float16."""
+    multiply = matmul or grouped_matmul
     x_ND = x_ND.contiguous()
-    gate_NF = F.grouped_mm(x_ND, gate_weight_EDF, offs=offsets_E)
-    up_NF = F.grouped_mm(x_ND, up_weight_EDF, offs=offsets_E)
-    y_ND = F.grouped_mm(F.silu(gate_NF) * up_NF, down_weight_EFD, offs=offsets_E)
+    gate_NF, up_NF = multiply(x_ND, (gate_weight_EDF, up_weight_EDF), offsets_E)
+    if biases is not None:
+        gate_NF = add_expert_bias(gate_NF, biases.gate_EF, offsets_E)
+        up_NF = add_expert_bias(up_NF, biases.up_EF, offsets_E)
+    (y_ND,) = multiply(gated_activation(gate_NF, up_NF, activation), (down_weight_EFD,), offsets_E)
     if y_ND.requires_grad:
         # The backward of grouped_mm refuses an expanded gradient (stride 0), which y_ND.sum().backward() would hand it.
         y_ND.register_hook(torch.Tensor.contiguous)
-    return y_ND
+    return y_ND if biases is None else add_expert_bias(y_ND, biases.down_ED, offsets_E)
 
 
 def refuse_misaligned(gate_weight_EDF: Tensor) -> str | None:

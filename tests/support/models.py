@@ -60,6 +60,20 @@ def dense_and_moe_configs() -> dict[str, ModelConfig]:
                 balancing=EVERY_BALANCER,
             ),
         ),
+        "moe_structure": model_config(
+            num_layers=4,
+            activation="geglu",
+            scales={"embedding": 4.0, "logits": 0.5, "residual": 0.7},
+            moe=moe_fields(
+                every=2,
+                num_shared_experts=1,
+                shared_gate=True,
+                activation="clamped_swiglu",
+                expert_bias=True,
+                output_scale={"init": 2.0},
+                router={"bias": True},
+            ),
+        ),
     }
 
 

@@ -1,10 +1,13 @@
 """Routers: how a token's logits over the experts become its experts and their weights."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer.config.section import Section, kind_defaults_to
+
+_NOT_BY_SCORE = "its choice is not that of the best scores, whose quantiles the method takes"
 
 
 class RouterSection(Section):
@@ -20,6 +23,15 @@ class RouterSection(Section):
         """Raises ValueError, naming the field, if this router cannot choose `top_k` of `num_experts`."""
         del num_experts, top_k
 
+    def refuses_balancing(self, kind: str) -> str | None:
+        """Returns why balancing methods of this kind cannot act on this learned router, or None if they can."""
+        del kind
+        return None
+
+    def experts_per_token(self, top_k: int) -> float:
+        """Returns the experts a token has on average."""
+        return float(top_k)
+
 
 class LearnedRouterSection(RouterSection):
     """A router that scores the experts by a linear map of the token."""
@@ -29,6 +41,8 @@ class LearnedRouterSection(RouterSection):
     """Divide the chosen experts' scores by their sum; of softmax scores that is the softmax over the chosen alone."""
     scale: float = Field(default=1.0, gt=0, le=100)
     """Factor on the weights after normalising (DeepSeek's routed scaling factor)."""
+    bias: bool = False
+    """A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs."""
     input_jitter: float = Field(default=0.0, ge=0, lt=1)
     """In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is."""
@@ -80,6 +94,9 @@ class GroupLimitedRouterConfig(LearnedRouterSection):
                 f"top_k={top_k}; raise it"
             )
 
+    def refuses_balancing(self, kind: str) -> str | None:
+        return _NOT_BY_SCORE if kind == "quantile_balancing" else None
+
 
 class SinkhornRouterConfig(LearnedRouterSection):
     """Token choice by an assignment whose load is even: in training the scores of a micro-batch are balanced first.
@@ -95,6 +112,72 @@ class SinkhornRouterConfig(LearnedRouterSection):
     kind: Literal["sinkhorn"] = "sinkhorn"
     num_iterations: int = Field(default=8, ge=1, le=100)
     """Times that loads and then tokens are normalised."""
+
+    def refuses_balancing(self, kind: str) -> str | None:
+        return _NOT_BY_SCORE if kind == "quantile_balancing" else None
+
+
+class ExpertChoiceRouterConfig(LearnedRouterSection):
+    """Expert choice: every expert takes its C best tokens of a group, so the load is even by construction.
+
+    C = ceil(capacity_factor * S * top_k / num_experts) for a group of S tokens: a token has capacity_factor * top_k
+    experts on average, possibly none, possibly all. Whether an expert takes a token depends on the other tokens of
+    the group, later ones included: a model trained so knows something of the future, and cannot generate text.
+    `predictor` stands in for the choice where that matters; without it evaluation looks ahead as well, among the
+    tokens of each sequence.
+
+    Source: Zhou et al. 2022, arXiv:2202.09368, section 3.2; what looking ahead does to the loss: Wang et al. 2024,
+    arXiv:2408.15664, section 5.2.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    kind: Literal["expert_choice"] = "expert_choice"
+    normalize: bool = False
+    """Has to be false: the weights are the scores. A token that one expert took would always have a weight of 1."""
+    capacity_factor: float = Field(default=1.0, gt=0, le=64)
+    """Experts per token, on average, in units of `top_k`."""
+    scope: Literal["micro_batch", "sequence"] = "micro_batch"
+    """The group that an expert chooses from in training: the tokens of a micro-batch, or of each sequence in it."""
+    predictor: bool = False
+    """Also train a linear map of the token to tell which experts will take it, and evaluate with that: an expert then
+    takes the tokens it is predicted to take with a probability above one half, at most 4 times the average number of
+    experts per token. No gradient of it reaches the rest of the model.
+
+    Source: Raposo et al. 2024 (Mixture-of-Depths), arXiv:2404.02258, section 3.5, the second method."""
+    predictor_coefficient: float = Field(default=0.01, gt=0, le=10)
+    """Factor on the predictor's loss, the binary cross entropy in nats, mean over tokens, experts and layers. Small,
+    so that it counts little in the norm that gradients are clipped by; Adam does not mind the scale."""
+
+    @field_validator("normalize")
+    @classmethod
+    def _weighs_with_scores(cls, normalize: bool) -> bool:
+        if normalize:
+            raise ValueError("normalize=true would weigh every token alike that one expert took; leave it out")
+        return normalize
+
+    def check_fit(self, *, num_experts: int, top_k: int) -> None:
+        if self.experts_per_token(top_k) > num_experts:
+            raise ValueError(
+                f"router.capacity_factor={self.capacity_factor:g} gives a token {self.experts_per_token(top_k):g} "
+                f"experts on average at top_k={top_k}, more than num_experts={num_experts}; lower it to at most "
+                f"{num_experts / top_k:g}"
+            )
+
+    def refuses_balancing(self, kind: str) -> str | None:
+        uneven = self.scope == "micro_batch"  # within one sequence
+        if kind == "router_z_loss" or (kind == "sequence_balancing_loss" and uneven):
+            return None
+        return "every expert takes equally many tokens as it is"
+
+    def experts_per_token(self, top_k: int) -> float:
+        return self.capacity_factor * top_k
+
+    def capacity(self, group_size: int, *, num_experts: int, top_k: int) -> int:
+        """Returns C, the tokens each expert takes of a group of `group_size`: 1 to `group_size`."""
+        # 0.1 * 30 is 3.0000000000000004, which is no reason to take a fourth token.
+        tokens = math.ceil(self.experts_per_token(top_k) * group_size / num_experts - 1e-9)
+        return min(max(tokens, 1), group_size)
 
 
 class HashRouterConfig(RouterSection):
@@ -119,7 +202,12 @@ class RandomRouterConfig(RouterSection):
 
 
 RouterConfig = Annotated[
-    TopKRouterConfig | GroupLimitedRouterConfig | SinkhornRouterConfig | HashRouterConfig | RandomRouterConfig,
+    TopKRouterConfig
+    | GroupLimitedRouterConfig
+    | SinkhornRouterConfig
+    | ExpertChoiceRouterConfig
+    | HashRouterConfig
+    | RandomRouterConfig,
     Field(discriminator="kind"),
     kind_defaults_to("top_k"),
 ]

@@ -12,7 +12,7 @@ from trainer.attention.base import Attention
 from trainer.config.model import ModelConfig
 from trainer.config.optimizers import ParameterRole
 from trainer.model.dense_mlp import DenseMLP
-from trainer.model.moe_layer import Experts
+from trainer.model.moe_layer import Experts, MoELayer
 from trainer.model.transformer import Transformer
 from trainer.routers.base import Router
 
@@ -22,9 +22,10 @@ _CUT_STDS = 3.0  # OLMoE, arXiv:2409.02060, section 4.2.2: a normal cut there ke
 def build_model(config: ModelConfig, *, seed: int, device: torch.device) -> Transformer:
     """Returns a float32 model in training mode, the same to the last bit for the same config and seed.
 
-    Every matrix is drawn from a normal of standard deviation `init_std` cut at 3 of them; those that write into the
-    residual stream are then scaled by 1/sqrt(2 * num_layers) (Radford et al. 2019, GPT-2, section 2.3). Norm gains
-    are 1; what an attention variant starts otherwise, it says itself (`Attention.special_start`). Each parameter draws
+    Every matrix is drawn from a normal of standard deviation `init_std` (or what `init` makes of it) cut at 3 of them;
+    those that write into the residual stream are then scaled by 1/sqrt(2 * num_layers) (Radford et al. 2019, GPT-2,
+    section 2.3). Norm gains are 1; what an attention variant or a mixture-of-experts layer starts otherwise, it says
+    itself (`Attention.special_start`, `MoELayer.special_start`). Each parameter draws
     from a generator seeded with the seed and its own name, on the CPU, so the weights do not depend on the device, the
     global random state stays untouched, and two configs of one seed agree in the parameters they share: an arm of a
     comparison starts where the other does.
@@ -36,7 +37,8 @@ def build_model(config: ModelConfig, *, seed: int, device: torch.device) -> Tran
     if device.type == "meta":
         return model
     model.to_empty(device=device)
-    residual = _residual_parameters(model)
+    residual = _residual_parameters(model) if config.init.scale_residual else set()
+    roles = parameter_roles(model)
     special = _special_starts(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -48,7 +50,8 @@ def build_model(config: ModelConfig, *, seed: int, device: torch.device) -> Tran
                 assert name.endswith(".gain"), f"{name} is a vector but no norm gain: say here how it starts"
                 parameter.fill_(1.0)
                 continue
-            drawn = _draw(parameter.shape, std=config.init_std, generator=generator)
+            std = _initial_std(config, roles[name], parameter.shape)
+            drawn = _draw(parameter.shape, std=std, generator=generator)
             if name in residual:
                 drawn *= 1.0 / math.sqrt(2 * config.num_layers)
             parameter.copy_(drawn)
@@ -86,13 +89,23 @@ def _residual_parameters(model: nn.Module) -> set[str]:
 
 
 def _special_starts(model: nn.Module) -> dict[str, Callable[[torch.Generator], Tensor | None]]:
-    """Returns, for the parameters of attention variants, what gives their initial value if the rule does not fit."""
+    """Returns, for the parameters of modules that know better, what gives their start if the rule does not fit."""
     return {
         _join(prefix, name): partial(module.special_start, name)
         for prefix, module in model.named_modules()
-        if isinstance(module, Attention)
+        if isinstance(module, Attention | MoELayer)
         for name, _ in module.named_parameters()
     }
+
+
+def _initial_std(config: ModelConfig, role: ParameterRole, shape: torch.Size) -> float:
+    """Returns the standard deviation that a matrix of this role starts with, before any scaling by depth."""
+    init = config.init
+    std = config.init_std
+    if init.fan_in_scale is not None and role != "embedding":
+        num_inputs = shape[-2] if role == "expert" else shape[-1]  # experts have the input dimension first
+        std = math.sqrt(init.fan_in_scale / num_inputs)
+    return std * {"expert": init.expert_factor, "router": init.router_factor}.get(role, 1.0)
 
 
 def _generator(*, seed: int, name: str) -> torch.Generator:

@@ -6,9 +6,11 @@ key-value heads, h head dim, V vocabulary, L sequence length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.config.model import ModelConfig, MoEConfig
 from trainer.config.optimizers import ParameterRole
+from trainer.config.routers import LearnedRouterSection
 from trainer.config.train import TrainConfig
 from trainer.model.attention_size import attention_activation_bytes, attention_parameters, mixing_flops
 
@@ -21,7 +23,8 @@ class ModelSize:
 
     Attributes:
         total: all parameters; a tied embedding counts once.
-        active: those a token passes through: `total` without the routed experts it did not choose.
+        active: those a token passes through: `total` without the routed experts it did not choose. Where that differs
+            between tokens, on average.
         active_minus_input_embedding: `active` without the table that is only looked up. With tied embeddings nothing
             is subtracted: the table also is the output projection, which every token passes through.
         non_embedding_total, non_embedding_active: without the embedding and without the output projection.
@@ -49,19 +52,22 @@ class MemoryEstimate:
 def model_size(config: ModelConfig) -> ModelSize:
     """Returns the number of parameters of a model of this config, equal to what `build_model` makes.
 
-    Attention as in `trainer.model.attention_size`; SwiGLU MLP 3*D*F; router D*E; two norms of D per layer and one at
-    the end; embedding V*D, twice when not tied. Buffers, such as the selection bias, are no parameters.
+    Attention as in `trainer.model.attention_size`; gated MLP 3*D*F, with biases 2*F + D more; router D*E, with biases E
+    more, with a predictor of expert choice D*E + E more; gate of the shared experts D; learned output scale 1; two
+    norms of D per layer and one at the end; embedding V*D, twice when not tied. Buffers, such as the selection bias,
+    are no parameters.
     """
     table = config.vocab_size * config.dim
     tables = table if config.tie_embeddings else 2 * table
     non_embedding = config.dim + sum(
         attention_parameters(attention, dim=config.dim).total
         + 2 * config.dim
-        + _feed_forward_parameters(config, kind, active=False)
+        + _feed_forward_parameters(config, kind, active=False).total
         for kind, attention in zip(config.layer_kinds(), config.layer_attentions(), strict=True)
     )
     unchosen = sum(
-        _feed_forward_parameters(config, kind, active=False) - _feed_forward_parameters(config, kind, active=True)
+        _feed_forward_parameters(config, kind, active=False).total
+        - _feed_forward_parameters(config, kind, active=True).total
         for kind in config.layer_kinds()
     )
     total = tables + non_embedding
@@ -83,7 +89,8 @@ def flops_per_token(config: ModelConfig, *, seq_len: int) -> float:
     costs twice the forward pass, hence times 3. Recomputation is not counted.
     """
     matrices = config.vocab_size * config.dim + sum(
-        attention_parameters(attention, dim=config.dim).matrices + _feed_forward_parameters(config, kind, active=True)
+        attention_parameters(attention, dim=config.dim).matrices
+        + _feed_forward_parameters(config, kind, active=True).matrices
         for kind, attention in zip(config.layer_kinds(), config.layer_attentions(), strict=True)
     )
     mixing = sum(mixing_flops(attention, seq_len=seq_len) for attention in config.layer_attentions())
@@ -103,7 +110,9 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
       two norms 2 * 4D, and their outputs 2 * 4D (in bf16 autocast the casts of them instead: 2D for each of query,
       key, value, gate and up, and 4D where a router reads the output itself);
       attention as in `trainer.model.attention_size`, grouped queries a*(2H + 2G)*h + 4H;
-      dense MLP 4*a*F; mixture of experts a*K*(2D + 4F) + 4*a*S*F + 12*E + 36*K.
+      dense MLP 4*a*F; mixture of experts a*K*(2D + 4F) + 4*a*S*F + 12*E + 36*K; where MLPs have another activation
+      than SwiGLU or GeGLU, its number of kept features instead of the 4; a gate of the shared experts a*D + 8 (in bf16
+      2D more for its own cast of the input).
       Once per model 4 * 4D for the final norm, its output and the gradient of both.
       2 to 4 % above the bytes autograd was measured to keep, in both precisions (D=128, 4 layers, 256 and 2048 tokens).
     - logits: two chunks of the output projection (see `head_chunk_tokens`) and the gradient of its weight, 4*V*D.
@@ -144,13 +153,44 @@ def head_chunk_tokens(vocab_size: int, *, device_type: str) -> int:
     return max((2**20 if device_type == "cpu" else 2**26) // vocab_size, 64)
 
 
-def _feed_forward_parameters(config: ModelConfig, kind: str, *, active: bool) -> int:
-    """Returns the weights of a layer's MLPs and router, of the experts only the chosen ones if `active`."""
+class _Parameters(NamedTuple):
+    """matrices: weights that every token is multiplied with; vectors: biases and scales."""
+
+    matrices: int
+    vectors: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.matrices + self.vectors
+
+
+def _feed_forward_parameters(config: ModelConfig, kind: str, *, active: bool) -> _Parameters:
+    """Returns the parameters of a layer's MLPs and router, of the experts only the chosen ones if `active`."""
     if kind == "dense":
-        return 3 * config.dim * config.hidden_dim
+        return _Parameters(3 * config.dim * config.hidden_dim)
     moe = _moe(config)
-    experts = (moe.top_k if active else moe.num_experts) + moe.num_shared_experts
-    return _ROUTER_PARAMETERS[moe.router.kind](config.dim, moe) + experts * 3 * config.dim * moe.hidden_dim
+    router, expert = _router_parameters(config.dim, moe), _expert_parameters(config.dim, moe)
+    num_routed = moe.router.experts_per_token(moe.top_k) if active else moe.num_experts
+    shared = moe.num_shared_experts * expert.matrices + (config.dim if moe.shared_gate else 0)
+    scale = 1 if moe.output_scale is not None and moe.output_scale.learned else 0
+    return _Parameters(
+        matrices=router.matrices + round(num_routed * expert.matrices) + shared,
+        vectors=router.vectors + round(num_routed * expert.vectors) + scale,
+    )
+
+
+def _router_parameters(dim: int, moe: MoEConfig) -> _Parameters:
+    biases = int(isinstance(moe.router, LearnedRouterSection) and moe.router.bias) + int(_has_predictor(moe))
+    return _Parameters(_ROUTER_PARAMETERS[moe.router.kind](dim, moe), biases * moe.num_experts)
+
+
+def _has_predictor(moe: MoEConfig) -> bool:
+    return moe.router.kind == "expert_choice" and moe.router.predictor
+
+
+def _expert_parameters(dim: int, moe: MoEConfig) -> _Parameters:
+    """Returns the parameters of one routed expert."""
+    return _Parameters(3 * dim * moe.hidden_dim, 2 * moe.hidden_dim + dim if moe.expert_bias else 0)
 
 
 def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int:
@@ -158,12 +198,16 @@ def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int
     norms = 8 * config.dim
     if kind == "dense":
         outputs = 8 * config.dim if operand == 4 else 2 * 5 * config.dim
-        return norms + outputs + 4 * operand * config.hidden_dim
+        return norms + outputs + _KEPT_FEATURES[config.activation] * operand * config.hidden_dim
     moe = _moe(config)
+    kept = _KEPT_FEATURES[moe.activation] * operand * moe.hidden_dim
     outputs = 8 * config.dim if operand == 4 else (4 + 2 * (5 if moe.num_shared_experts else 3)) * config.dim
-    pair = operand * (2 * config.dim + 4 * moe.hidden_dim) + 36
-    shared = 4 * operand * moe.num_shared_experts * moe.hidden_dim
-    return norms + outputs + moe.top_k * pair + shared + 12 * moe.num_experts
+    pair = operand * 2 * config.dim + kept + 36
+    shared = moe.num_shared_experts * kept
+    if moe.shared_gate:
+        shared += operand * config.dim + 8 + (2 * config.dim if operand == 2 else 0)
+    routed = round(moe.router.experts_per_token(moe.top_k) * pair)
+    return norms + outputs + routed + shared + (20 if _has_predictor(moe) else 12) * moe.num_experts
 
 
 def _optimizer_values(config: TrainConfig) -> float:
@@ -174,8 +218,8 @@ def _optimizer_values(config: TrainConfig) -> float:
         return _OPTIMIZER_VALUES[optimizer.kind] * size.total
     moe, num_layers = config.model.moe, config.model.layer_kinds().count("moe")
     parameters: dict[ParameterRole, int] = {
-        "router": 0 if moe is None else num_layers * _ROUTER_PARAMETERS[moe.router.kind](config.model.dim, moe),
-        "expert": 0 if moe is None else num_layers * moe.num_experts * 3 * config.model.dim * moe.hidden_dim,
+        "router": 0 if moe is None else num_layers * _router_parameters(config.model.dim, moe).total,
+        "expert": 0 if moe is None else num_layers * moe.num_experts * _expert_parameters(config.model.dim, moe).total,
         "embedding": size.total - size.non_embedding_total,
     }
     parameters["dense"] = size.total - sum(parameters.values())
@@ -193,6 +237,7 @@ def _moe(config: ModelConfig) -> MoEConfig:
 
 # One entry per kind of component; tests/contracts checks that none is missing.
 _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
+    "expert_choice": lambda dim, moe: (2 if _has_predictor(moe) else 1) * dim * moe.num_experts,
     "group_limited": lambda dim, moe: dim * moe.num_experts,
     "hash": lambda dim, moe: 0,
     "random": lambda dim, moe: 0,
@@ -200,4 +245,5 @@ _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
     "top_k": lambda dim, moe: dim * moe.num_experts,
 }
 _OPTIMIZER_VALUES = {"adamw": 2.0, "muon": 1.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
+_KEPT_FEATURES = {"swiglu": 4, "geglu": 4, "clamped_swiglu": 7}  # gate, up, what is made of them, and their product
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.attention.documents import Documents
 from trainer.config.model import ModelConfig
 from trainer.model.block import Block
 from trainer.model.cross_entropy import linear_cross_entropy
@@ -46,31 +47,43 @@ class Transformer(nn.Module):
         self.final_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 
-    def forward(self, tokens_BL: Tensor, targets_BL: Tensor | None = None) -> ModelOutput:
+    def forward(
+        self, tokens_BL: Tensor, targets_BL: Tensor | None = None, documents_BL: Tensor | None = None
+    ) -> ModelOutput:
         """Returns the logits, or the loss if there are targets, and the routings.
 
         Training passes the targets: the loss then comes without logits, in half the time and in a fraction of their
-        memory (`trainer.model.cross_entropy`). Both are int64 in [0, vocab_size).
+        memory (`trainer.model.cross_entropy`). Both are int64 in [0, vocab_size). `documents_BL` as for `trunk`.
         """
-        hidden_BLD, routings = self.trunk(tokens_BL)
+        hidden_BLD, routings = self.trunk(tokens_BL, documents_BL)
         if targets_BL is None:
             return ModelOutput(self.logits(hidden_BLD), routings)
-        loss = linear_cross_entropy(hidden_BLD.flatten(0, 1), self.head_weight, targets_BL.flatten())
+        loss = linear_cross_entropy(
+            hidden_BLD.flatten(0, 1), self.head_weight, targets_BL.flatten(), scale=self.config.scales.logits
+        )
         return ModelOutput(None, routings, loss)
 
-    def trunk(self, tokens_BL: Tensor) -> tuple[Tensor, tuple[LayerRouting, ...]]:
-        """Returns the normalised hidden states before the output projection, and the routings."""
+    def trunk(self, tokens_BL: Tensor, documents_BL: Tensor | None = None) -> tuple[Tensor, tuple[LayerRouting, ...]]:
+        """Returns the normalised hidden states before the output projection, and the routings.
+
+        `documents_BL` numbers the document of each position within its sequence, never falling: no position then sees
+        an earlier document. Without it a sequence is one document.
+        """
+        documents = None if documents_BL is None else Documents(documents_BL)
         x_BLD = self.embedding(tokens_BL)
+        if self.config.scales.embedding != 1.0:
+            x_BLD = x_BLD * self.config.scales.embedding
         routings: list[LayerRouting] = []
         for layer, block in enumerate(self.blocks):
-            x_BLD, routing = block(x_BLD, tokens_BL)
+            x_BLD, routing = block(x_BLD, tokens_BL, documents)
             if routing is not None:
                 routings.append(LayerRouting.of(routing, layer=layer, num_sequences=len(tokens_BL)))
         return self.final_norm(x_BLD), tuple(routings)
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """Returns float32 logits_BLV of what `trunk` returned (float64 for a float64 model)."""
-        return F.linear(hidden_BLD, self.head_weight).to(self.head_weight.dtype)
+        logits_BLV = F.linear(hidden_BLD, self.head_weight).to(self.head_weight.dtype)
+        return logits_BLV if self.config.scales.logits == 1.0 else logits_BLV * self.config.scales.logits
 
     @property
     def head_weight(self) -> Tensor:

@@ -53,6 +53,7 @@ def _role_groups(model: nn.Module) -> Iterator[RoleGroup]:
     for role in get_args(ParameterRole):
         of_role = [parameter for name, parameter in trained.items() if roles[name] == role]
         for decayed in (True, False):
-            parameters = [parameter for parameter in of_role if (parameter.dim() >= 2) == decayed]
+            num_dims = 3 if role == "expert" else 2  # the biases of experts are a matrix, one row each
+            parameters = [parameter for parameter in of_role if (parameter.dim() >= num_dims) == decayed]
             if parameters:
                 yield RoleGroup(role, decayed, parameters)

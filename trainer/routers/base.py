@@ -27,24 +27,34 @@ class Router(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x_TD: Tensor, selection_bias_E: Tensor | None, tokens_T: Tensor | None = None) -> Routing:
+    def forward(
+        self,
+        x_TD: Tensor,
+        selection_bias_E: Tensor | None,
+        tokens_T: Tensor | None = None,
+        *,
+        num_sequences: int = 1,
+    ) -> Routing:
         """Returns the routing of `x_TD`.
 
         Args:
             x_TD: the tokens' normalised hidden states.
             selection_bias_E: float32; shifts the choice, never the weights.
             tokens_T: int64, the tokens of the vocabulary; needed by routers that choose by them.
+            num_sequences: of equal length, that the tokens come from, one after the other; for routers that choose
+                among the tokens of a sequence.
         """
 
 
 class LinearRouter(Router):
-    """A router with one weight per expert and feature; subclasses say how the logits choose."""
+    """A router with a weight per expert and feature, and a bias if asked for; subclasses say how the logits choose."""
 
     def __init__(self, config: LearnedRouterSection, *, dim: int, num_experts: int, top_k: int) -> None:
         nn.Module.__init__(self)
         self.scoring = config
         self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
+        self.bias = nn.Parameter(torch.empty(num_experts)) if config.bias else None
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Returns float32 logits_TE, in training of tokens with `input_jitter`.
@@ -56,7 +66,7 @@ class LinearRouter(Router):
             if self.training and self.scoring.input_jitter:
                 jitter = self.scoring.input_jitter
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1.0 - jitter, 1.0 + jitter)
-            return F.linear(x_TD, self.weight)
+            return F.linear(x_TD, self.weight, self.bias)
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         """Returns the scores of the logits, without a gradient."""

@@ -37,14 +37,25 @@ def any_config(draw: st.DrawFn) -> ModelConfig:
     num_kv_heads = draw(st.integers(1, 3))
     num_layers = draw(st.integers(1, 4))
     num_experts = draw(st.integers(2, 9))
+    num_dense_layers = draw(st.integers(0, num_layers - 1))
+    num_shared_experts = draw(st.integers(0, 3))
+    learned = st.fixed_dictionaries({"kind": st.sampled_from(["top_k", "sinkhorn"]), "bias": st.booleans()})
+    router = draw(learned | st.just({"kind": "hash"}))
+    balancings = [[]] if router["kind"] == "hash" else [[], [{"kind": "loss_free_bias", "update_rate": 0.1}]]
     moe = st.fixed_dictionaries(
         {
             "num_experts": st.just(num_experts),
             "top_k": st.integers(1, num_experts),
             "hidden_dim": st.integers(1, 5).map(lambda width: 8 * width),
-            "num_shared_experts": st.integers(0, 3),
-            "num_dense_layers": st.integers(0, num_layers - 1),
-            "balancing": st.sampled_from([[], [{"kind": "loss_free_bias", "update_rate": 0.1}]]),
+            "num_shared_experts": st.just(num_shared_experts),
+            "shared_gate": st.booleans() if num_shared_experts else st.just(False),
+            "num_dense_layers": st.just(num_dense_layers),
+            "every": st.integers(1, num_layers - num_dense_layers),
+            "expert_bias": st.booleans(),
+            "router": st.just(router),
+            "balancing": st.sampled_from(balancings),
+            "activation": st.sampled_from(["swiglu", "geglu", "clamped_swiglu"]),
+            "output_scale": st.none() | st.fixed_dictionaries({"init": st.just(2.0), "learned": st.booleans()}),
         }
     )
     return model_config(
@@ -96,7 +107,7 @@ def test_counts_are_those_of_the_built_model(config: ModelConfig) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["dense", "moe", "moe_everything"])
+@pytest.mark.parametrize("name", ["dense", "moe", "moe_everything", "moe_structure"])
 def test_flops_are_those_torch_counts(name: str) -> None:
     # float64: the experts then are plain matrix products, which torch's counter knows.
     config = dense_and_moe_configs()[name]

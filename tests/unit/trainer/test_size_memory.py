@@ -20,8 +20,22 @@ MOE = {"num_experts": 8, "top_k": 2, "hidden_dim": 48}
 
 @pytest.mark.parametrize(
     "moe",
-    [None, MOE, MOE | {"num_shared_experts": 2, "num_dense_layers": 1}],
-    ids=["dense", "moe", "moe_shared_dense_first"],
+    [
+        None,
+        MOE,
+        MOE | {"num_shared_experts": 2, "num_dense_layers": 1},
+        MOE
+        | {
+            "every": 3,
+            "num_shared_experts": 1,
+            "shared_gate": True,
+            "activation": "clamped_swiglu",
+            "expert_bias": True,
+            "output_scale": {"init": 2.0},
+            "router": {"bias": True},
+        },
+    ],
+    ids=["dense", "moe", "moe_shared_dense_first", "moe_structure"],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 def test_activations_are_what_autograd_keeps(precision: str, moe: dict[str, Any] | None) -> None:
