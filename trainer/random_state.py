@@ -30,6 +30,13 @@ def seed_everything(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undisturbed_random_state(device: torch.device) -> Iterator[None]:
+    """Let the block draw from torch's global generators as what comes after it will: their states are put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
 def random_state(world: World) -> list[RandomState]:
     """Return the states of every worker's generators, in the order of ranks. Every worker must call it."""
     on_cuda = world.device.type == "cuda"

@@ -13,6 +13,7 @@ BALANCERS: Registry["Balancer"] = Registry(
         "group_balancing_loss": "trainer.balancing.group_balancing_loss:GroupBalancingLoss",
         "load_balancing_loss": "trainer.balancing.load_balancing_loss:LoadBalancingLoss",
         "loss_free_bias": "trainer.balancing.loss_free_bias:LossFreeBias",
+        "quantile_balancing": "trainer.balancing.quantile_balancing:QuantileBalancing",
         "router_z_loss": "trainer.balancing.router_z_loss:RouterZLoss",
         "sequence_balancing_loss": "trainer.balancing.sequence_balancing_loss:SequenceBalancingLoss",
     },

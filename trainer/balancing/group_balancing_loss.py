@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.balancing.base import Balancer
+from trainer.balancing.base import Balancer, demand
 from trainer.balancing.load_balancing_loss import load_balancing_loss
 from trainer.config.balancing import GroupBalancingLossConfig
 from trainer.model.routing import LayerRouting
@@ -28,17 +28,25 @@ def group_balancing_loss(counts_E: Tensor, prob_sum_E: Tensor, *, num_groups: in
 
 
 class GroupBalancingLoss(Balancer):
-    """Adds `coefficient` times the mean over layers of the loss, of each micro-batch on its own rank."""
+    """Adds `coefficient` times the mean over layers of the loss, its shares those of the scope."""
 
     def __init__(self, config: GroupBalancingLossConfig) -> None:
         self.coefficient = config.coefficient
         self.num_groups = config.num_groups
+        self.of_step = config.scope == "global_batch"
 
-    def loss(self, routings: Sequence[LayerRouting]) -> Tensor | None:
+    @property
+    def needs_step_demand(self) -> bool:
+        return self.of_step
+
+    def loss(self, routings: Sequence[LayerRouting], *, step_demand_LE: Tensor | None = None) -> Tensor | None:
+        if not routings:
+            return None
+        demand_LE = step_demand_LE if self.of_step and step_demand_LE is not None else demand(routings)
         losses = [
             group_balancing_loss(
-                routing.counts_E, routing.prob_sum_E, num_groups=self.num_groups, num_tokens=routing.num_tokens
+                demand_E, routing.prob_sum_E, num_groups=self.num_groups, num_tokens=routing.num_tokens
             )
-            for routing in routings
+            for routing, demand_E in zip(routings, demand_LE, strict=True)
         ]
-        return self.coefficient * torch.stack(losses).mean() if losses else None
+        return self.coefficient * torch.stack(losses).mean()

@@ -19,6 +19,7 @@ class RouterZLoss(Balancer):
     def __init__(self, config: RouterZLossConfig) -> None:
         self.coefficient = config.coefficient
 
-    def loss(self, routings: Sequence[LayerRouting]) -> Tensor | None:
+    def loss(self, routings: Sequence[LayerRouting], *, step_demand_LE: Tensor | None = None) -> Tensor | None:
+        del step_demand_LE
         losses = [routing.z_sum / routing.num_tokens for routing in routings]
         return self.coefficient * torch.stack(losses).mean() if losses else None

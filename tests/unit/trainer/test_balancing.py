@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kernels import Routing, distribution, route
+from tests.support.balancing import gradients_of_step, model_with_hot_expert, share_of
 from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
 from trainer.balancing.build import build_balancers
 from trainer.balancing.group_balancing_loss import group_balancing_loss
@@ -17,32 +18,10 @@ from trainer.balancing.router_z_loss import RouterZLoss
 from trainer.balancing.sequence_balancing_loss import sequence_balancing_loss
 from trainer.config.balancing import LoadBalancingLossConfig, LossFreeBiasConfig, RouterZLossConfig
 from trainer.model.routing import LayerRouting
-from trainer.model.transformer import Transformer
 
 
 def loss_of(routing: Routing) -> Tensor:
     return load_balancing_loss(routing.counts_E, routing.prob_sum_E, num_tokens=routing.num_tokens)
-
-
-def share_of(model: Transformer, tokens_BL: Tensor, expert: int) -> float:
-    """Returns the load of one expert of the first layer over the mean load."""
-    counts_E = model(tokens_BL).routings[0].counts_E.float()
-    return (counts_E[expert] / counts_E.mean()).item()
-
-
-def model_with_hot_expert(*balancing: dict[str, object], **moe: object) -> Transformer:
-    """Returns a one-layer model of 8 experts, 2 per token, whose router sends every token to expert 3."""
-    config = model_config(
-        num_layers=1, moe=moe_fields(num_experts=8, top_k=2, balancing=balancing, **moe), norm_eps=1e-5
-    )
-    model = tiny_model(config, spread=20.0)
-    with torch.no_grad():
-        # One direction all normalised inputs share, so that a row of the router works like a bias on its expert.
-        model.embedding.weight[:, 0] = 4.0
-        model.blocks[0].attention.out.weight.zero_()
-        (layer,) = model.moe_layers()
-        layer.router.weight[3, 0] += 1.5
-    return model
 
 
 @given(num_experts=st.integers(2, 32), data=st.data())
@@ -119,20 +98,6 @@ def test_z_loss_is_the_mean_squared_logsumexp() -> None:
     torch.testing.assert_close(RouterZLoss(RouterZLossConfig(coefficient=0.5)).loss(routings), expected)
 
 
-@pytest.mark.parametrize("kind", ["load_balancing_loss", "sequence_balancing_loss"])
-def test_hot_expert_load_falls_under_a_balancing_loss(kind: str) -> None:
-    model = model_with_hot_expert({"kind": kind, "coefficient": 1.0})
-    (balancer,) = build_balancers(model.config.moe)
-    tokens_BL = random_tokens(8, 16)
-    assert share_of(model, tokens_BL, 3) == 4.0  # E/K: every token chooses it
-    optimizer = torch.optim.Adam([layer.router.weight for layer in model.moe_layers()], lr=0.05)
-    for _ in range(60):
-        optimizer.zero_grad()
-        balancer.loss(model(tokens_BL).routings).backward()
-        optimizer.step()
-    assert share_of(model, tokens_BL, 3) < 1.5
-
-
 @pytest.mark.parametrize("update", ["sign", "proportional"])
 def test_hot_expert_load_falls_under_loss_free_bias(update: str) -> None:
     model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.02, "update": update})
@@ -155,6 +120,14 @@ def test_bias_moves_by_the_centred_sign() -> None:
     sign_E = torch.tensor([1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0])
     (layer,) = model.moe_layers()
     torch.testing.assert_close(layer.selection_bias_E, 0.1 * (sign_E - 0.5))
+
+
+def test_update_as_published_is_not_centred() -> None:
+    model = model_with_hot_expert({"kind": "loss_free_bias", "update_rate": 0.1})
+    counts_LE = torch.tensor([[10.0, 10.0, 0.0, 50.0, 10.0, 10.0, 10.0, 20.0]])  # mean 15
+    LossFreeBias(LossFreeBiasConfig(update_rate=0.1, centred=False)).after_step(model, counts_LE)
+    (layer,) = model.moe_layers()
+    torch.testing.assert_close(layer.selection_bias_E, torch.tensor([0.1, 0.1, 0.1, -0.1, 0.1, 0.1, 0.1, -0.1]))
 
 
 def test_biases_keep_their_sum() -> None:
@@ -284,17 +257,6 @@ def test_sequence_loss_gradient_does_not_depend_on_how_a_step_is_split() -> None
         split = gradients_of_step(model, list(tokens_BL.split(size)))
         for name, gradient in whole.items():
             torch.testing.assert_close(split[name], gradient, rtol=0, atol=1e-11, msg=name)
-
-
-def gradients_of_step(model: Transformer, micro_batches: list[Tensor]) -> dict[str, Tensor]:
-    """Returns the gradients of one step: loss and balancing losses of each micro-batch over their number."""
-    balancers = build_balancers(model.config.moe)
-    model.zero_grad()
-    for tokens_BL in micro_batches:
-        output = model(tokens_BL[:, :-1], tokens_BL[:, 1:])
-        losses = [output.loss, *(balancer.loss(output.routings) for balancer in balancers)]
-        (torch.stack([loss for loss in losses if loss is not None]).sum() / len(micro_batches)).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize(
