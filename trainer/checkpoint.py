@@ -2,7 +2,8 @@
 
     step-NNNNNNNN/
         model.safetensors       parameters and persistent buffers; tied weights once
-        optimizer.safetensors   `<parameter name>/<key>` for every tensor of the optimizer's state
+        optimizer.safetensors   `<parameter name>/<key>` for every tensor of the optimizer's state, and `update.<buffer>`
+                            for those of clipping and of skipped steps
         state.json              what else a run needs to go on exactly (see `trainer.training`), and the config
         manifest.json           sha256 and size of each of the above, fingerprints, its own sha256
 
@@ -34,6 +35,7 @@ from trainer.durable import commit, fsync_path, temporary_name
 from trainer.errors import CheckpointInvalid, ResumeMismatch
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_UPDATE_PREFIX = "update."
 
 
 def save_checkpoint(
@@ -45,6 +47,7 @@ def save_checkpoint(
     world_size: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    update: nn.Module | None = None,
     state: Mapping[str, Any],
 ) -> tuple[Path, Manifest]:
     """Write `run_folder/checkpoints/step-NNNNNNNN`, durably, and return its path and manifest.
@@ -59,6 +62,7 @@ def save_checkpoint(
         world_size: number of workers.
         model: the bare model.
         optimizer: its optimizer.
+        update: whose buffers are kept with the optimizer's state, or None.
         state: JSON values.
 
     Raises:
@@ -71,6 +75,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     tensors, groups = _optimizer_state(model, optimizer)
+    tensors |= {name: buffer.detach().cpu().contiguous() for name, buffer in _update_buffers(update).items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model)}
     try:
         save_file(weights, temporary / MODEL)
@@ -114,8 +119,9 @@ def load_checkpoint(
     data_fingerprint: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    update: nn.Module | None = None,
 ) -> tuple[Manifest, dict[str, Any]]:
-    """Verify a checkpoint, put its tensors into `model` and `optimizer`, and return its manifest and state.
+    """Verify a checkpoint, put its tensors into `model`, `optimizer` and `update`, return its manifest and state.
 
     Raises:
         CheckpointInvalid: see `verify_checkpoint`; also if its tensors are not those of the model.
@@ -130,7 +136,13 @@ def load_checkpoint(
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(stored[name])
-    _load_optimizer(path / OPTIMIZER, model, optimizer, state["optimizer_groups"])
+    tensors = load_file(path / OPTIMIZER)
+    buffers = _update_buffers(update)
+    kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_UPDATE_PREFIX)}
+    _check_same_tensors(path / OPTIMIZER, kept, buffers)
+    for name, buffer in buffers.items():
+        buffer.copy_(kept[name])
+    _load_optimizer(path / OPTIMIZER, tensors, model, optimizer, state["optimizer_groups"])
     return manifest, state
 
 
@@ -166,8 +178,16 @@ def _optimizer_state(
     return tensors, groups
 
 
+def _update_buffers(update: nn.Module | None) -> dict[str, Tensor]:
+    return {} if update is None else {f"{_UPDATE_PREFIX}{name}": buffer for name, buffer in update.named_buffers()}
+
+
 def _load_optimizer(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    groups: list[dict[str, Any]],
 ) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
@@ -177,7 +197,7 @@ def _load_optimizer(
         )
     state: dict[int, dict[str, Tensor]] = {}
     index_of = {name: index for index, name in enumerate(order)}
-    for full_name, tensor in load_file(path).items():
+    for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         if name not in index_of:
             raise CheckpointInvalid(f"{path} has {full_name!r}, which is no parameter of this run's model")

@@ -5,19 +5,35 @@ Letters: B sequences, L positions, M MoE layers, E experts.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.balancing.base import Balancer
+from trainer.balancing.step_balancing import StepBalancing
 from trainer.config import TrainConfig
 from trainer.data.mixture import Mixture
+from trainer.model.routing import LayerRouting
 from trainer.model.transformer import Transformer
 from trainer.optimizers.build import set_learning_rate
+from trainer.optimizers.grouped import undone_where
 from trainer.precision.base import Precision
 from trainer.telemetry.step_buffer import StepBuffer
+from trainer.update import Update
 from trainer.world import World
+
+
+class _MicroBatch(NamedTuple):
+    """The sequences of one forward pass, on the device; `documents_BL` is None without document masking."""
+
+    inputs_BL: Tensor
+    targets_BL: Tensor
+    documents_BL: Tensor | None
 
 
 class TrainStep:
@@ -27,6 +43,7 @@ class TrainStep:
         config: of the run.
         model: the bare model; wrapped for data-parallel training where there are several workers.
         optimizer, schedule, balancers, precision: as built from the config.
+        update: of the model by this optimizer.
         mixture: where the batches come from.
         world: this worker among the others.
 
@@ -40,6 +57,7 @@ class TrainStep:
         *,
         model: Transformer,
         optimizer: torch.optim.Optimizer,
+        update: Update,
         schedule: Callable[[int], float],
         balancers: Sequence[Balancer],
         precision: Precision,
@@ -63,12 +81,12 @@ class TrainStep:
         self._config = config
         self._model = model
         self._optimizer = optimizer
+        self._update = update
         self._schedule = schedule
-        self._balancers = tuple(balancers)
+        self._balancing = StepBalancing(balancers, model=model, world=world)
         self._precision = precision
         self._mixture = mixture
         self._world = world
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Buffers are not broadcast: every worker computes the same ones from counts that are summed over all.
         self._distributed = (
             DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -83,38 +101,43 @@ class TrainStep:
         self._optimizer.zero_grad(set_to_none=True)
         buffer.begin_step()
         micro_batches = list(self._micro_batches(step))
-        for number, (inputs_BL, targets_BL) in enumerate(micro_batches, start=1):
+        self._balancing.begin([partial(self._route, micro_batch) for micro_batch in micro_batches])
+        for number, micro_batch in enumerate(micro_batches, start=1):
             with self._gradient_sync(last=number == len(micro_batches)):
-                self._backward(inputs_BL, targets_BL, share=1.0 / len(micro_batches), buffer=buffer)
+                self._backward(micro_batch, share=1.0 / len(micro_batches), buffer=buffer)
         counts_ME = buffer.reduce_step()
-        grad_norm = torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        )
-        if self._config.loop.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._config.loop.max_grad_norm, grad_norm)
-        self._optimizer.step()
-        buffer.finish_step(grad_norm=grad_norm, selection_bias_LE=self._selection_bias_ME())
-        for balancer in self._balancers:
-            balancer.after_step(self._model, counts_ME)
+        grad_norm, skipped = self._update.step(buffer.step_loss())
+        buffer.finish_step(grad_norm=grad_norm, selection_bias_LE=self._selection_bias_ME(), skipped=skipped)
+        # A skipped step did not happen: its batch is not one to learn a balance from either.
+        with undone_where(skipped, list(self._model.buffers())):
+            self._balancing.end(counts_ME)
         return lr
 
-    def _micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _micro_batches(self, step: int) -> Iterator[_MicroBatch]:
         batch = self._mixture.batch(
             step - 1, self._config.loop.global_batch_size, self._world.rank, self._world.world_size
         )
         for first in range(0, len(batch.inputs_BL), self._micro_batch_size):
             taken = slice(first, first + self._micro_batch_size)
-            yield (
-                torch.from_numpy(batch.inputs_BL[taken]).to(self._world.device, non_blocking=True),
-                torch.from_numpy(batch.targets_BL[taken]).to(self._world.device, non_blocking=True),
+            yield _MicroBatch(
+                inputs_BL=self._on_device(batch.inputs_BL[taken]),
+                targets_BL=self._on_device(batch.targets_BL[taken]),
+                documents_BL=None if batch.documents_BL is None else self._on_device(batch.documents_BL[taken]),
             )
 
-    def _backward(self, inputs_BL: Tensor, targets_BL: Tensor, *, share: float, buffer: StepBuffer) -> None:
+    def _on_device(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(rows).to(self._world.device, non_blocking=True)
+
+    def _route(self, micro_batch: _MicroBatch) -> Sequence[LayerRouting]:
+        """The routings of a micro-batch alone, by the bare model."""
+        with self._precision.autocast():
+            return self._model.trunk(micro_batch.inputs_BL, micro_batch.documents_BL)[1]
+
+    def _backward(self, micro_batch: _MicroBatch, *, share: float, buffer: StepBuffer) -> None:
         forward = self._distributed or self._model
         with self._precision.autocast():
-            _, routings, loss = forward(inputs_BL, targets_BL)
-            terms = [term for balancer in self._balancers if (term := balancer.loss(routings)) is not None]
-        balancing_loss = torch.stack(terms).sum() if terms else None
+            _, routings, loss = forward(*micro_batch)
+            balancing_loss = self._balancing.loss(routings)
         total = loss if balancing_loss is None else loss + balancing_loss
         (total * share).backward()
         buffer.add_micro_batch(loss=loss, balancing_loss=balancing_loss, routings=routings, share=share)

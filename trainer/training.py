@@ -15,6 +15,7 @@ from trainer.config import TrainConfig
 from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary
 from trainer.environment import write_environment
 from trainer.evaluation import evaluate
+from trainer.lookahead import measure_lookahead
 from trainer.metrics.throughput import TrainingClock, tokens_per_s
 from trainer.model.build import build_model
 from trainer.model.size import flops_per_token, model_size
@@ -26,6 +27,7 @@ from trainer.specialization import measure_specialization
 from trainer.step import TrainStep
 from trainer.telemetry.recorder import OnProgress, Telemetry, delete_telemetry_after
 from trainer.training_data import open_data
+from trainer.update import Update
 from trainer.world import World
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Training:
         self._data = open_data(config, cache_folder=cache_folder)
         self._model = build_model(config.model, seed=config.seed, device=world.device)
         self._optimizer = build_optimizer(config.optimizer, self._model)
+        self._update = Update(config.loop, model=self._model, optimizer=self._optimizer, device=world.device)
         self._precision = build_precision(config.precision, world.device)
         self._initial: Evaluation = {}
         self._last: Evaluation = {}
@@ -102,6 +105,7 @@ class Training:
             config,
             model=self._model,
             optimizer=self._optimizer,
+            update=self._update,
             schedule=build_schedule(config.schedule, num_steps=config.num_steps),
             balancers=build_balancers(config.model.moe),
             precision=self._precision,
@@ -166,6 +170,7 @@ class Training:
                     world_size=self._world.world_size,
                     model=self._model,
                     optimizer=self._optimizer,
+                    update=self._update,
                     state=state,
                 )
                 sha256 = manifest.sha256
@@ -193,12 +198,22 @@ class Training:
             min_load_entropy=router and router.min_load_entropy,
             max_dead_fraction=router and router.max_dead_fraction,
             num_spikes=self.telemetry.num_spikes,
+            num_skipped_steps=self.telemetry.num_skipped_steps,
             tokens_per_s=tokens_per_s(self.tokens, self.clock.duration_s),
             training_duration_s=self.clock.duration_s,
             total_parameters=size.total,
             active_parameters=size.active,
             flops_per_token=flops_per_token(config.model, seq_len=config.data.seq_len),
             domain_information=measure_specialization(config, self._model, self._data.evaluation_sets),
+            lookahead=measure_lookahead(
+                config,
+                self._model,
+                self._data.evaluation_sets,
+                micro_batch_size=min(
+                    config.loop.micro_batch_size, config.loop.global_batch_size // self._world.world_size
+                ),
+                precision=self._precision,
+            ),
         )
 
     def _state(self) -> dict[str, Any]:
@@ -220,6 +235,7 @@ class Training:
             data_fingerprint=self._data.fingerprint,
             model=self._model,
             optimizer=self._optimizer,
+            update=self._update,
         )
         here, there = (self._world.world_size, torch.get_num_threads()), (manifest.world_size, manifest.num_threads)
         if here != there:

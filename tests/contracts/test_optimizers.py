@@ -1,6 +1,7 @@
 """Every optimizer: one group per parameter, groups by role, exact after a round trip of its state."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from trainer.model.build import parameter_roles
 from trainer.model.transformer import Transformer
 from trainer.optimizers import OPTIMIZERS
 from trainer.optimizers.build import build_optimizer, set_learning_rate
+from trainer.skipping import step_unless, step_where_not
 
 every_kind = pytest.mark.parametrize("kind", OPTIMIZERS)
 CONFIG = dense_and_moe_configs()["moe_everything"]
@@ -118,3 +120,33 @@ def test_state_holds_tensors_and_groups_hold_plain_values(kind: str) -> None:
     assert all(torch.is_tensor(value) for values in state["state"].values() for value in values.values())
     plain = (bool, int, float, str, type(None), tuple, list)
     assert all(isinstance(value, plain) for group in state["param_groups"] for value in group.values())
+
+
+def bits(model: Transformer, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Returns a copy of every weight and every tensor of the optimizer's state."""
+    states = [value for parameter in model.parameters() for value in optimizer.state[parameter].values()]
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *states)]
+
+
+@every_kind
+@pytest.mark.parametrize("step", [step_unless, step_where_not], ids=["on_the_host", "on_the_device"])
+def test_skipped_step_changes_no_bit_and_any_other_is_a_step(kind: str, step: Any) -> None:
+    # The form for CUDA runs on the CPU too.
+    config = example_config(OptimizerConfig, kind, lr=1e-2, weight_decay=0.1)
+    model, other = tiny_model(CONFIG), tiny_model(CONFIG)
+    optimizer, others = build_optimizer(config, model), build_optimizer(config, other)
+    for seed in range(3):
+        train(model, optimizer, seed=seed)
+        train(other, others, seed=seed)
+    before = bits(model, optimizer)
+    model(random_tokens(2, 8, seed=50), random_tokens(2, 8, seed=51)).loss.backward()
+    step(torch.tensor(True), optimizer)
+    assert all(map(torch.equal, bits(model, optimizer), before))
+
+    optimizer.zero_grad()
+    others.zero_grad()
+    for one in (model, other):
+        one(random_tokens(2, 8, seed=60), random_tokens(2, 8, seed=61)).loss.backward()
+    step(torch.tensor(False), optimizer)
+    others.step()
+    assert all(map(torch.equal, bits(model, optimizer), bits(other, others)))

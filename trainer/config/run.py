@@ -47,6 +47,31 @@ class DomainEvaluation(Section):
     loss: float
 
 
+class RoutedLoss(Section):
+    """Held-out loss of a model when so many consecutive tokens compete for the experts."""
+
+    chunk_size: int | None
+    """Tokens that compete; null lets each token be routed on its own, as in generating text."""
+    loss: float
+    """Nats per token, mean over corpora."""
+    experts_per_token: float
+    """Mean over tokens and MoE layers."""
+
+
+class LookaheadProbe(Section):
+    """How much of what a model can do hangs on a router that sees later tokens, see `trainer.lookahead`."""
+
+    trained_chunk_size: int
+    """Tokens that competed in training."""
+    by_chunk_size: tuple[RoutedLoss, ...]
+    """Largest chunks first."""
+    causal: RoutedLoss | None
+    """Routed without a view of other tokens, as the run's evaluations are. None: this router cannot."""
+    predictor_accuracy: list[float] | None
+    """Per MoE layer, the fraction of pairs of a token and an expert about which the predictor is right. A predictor
+    that never says yes has 1 - experts_per_token / num_experts. None: without predictor."""
+
+
 class RunSummary(Section):
     """What a finished run leaves for the tables; the series are in the telemetry."""
 
@@ -64,6 +89,8 @@ class RunSummary(Section):
     min_load_entropy: float | None
     max_dead_fraction: float | None
     num_spikes: int
+    num_skipped_steps: int = 0
+    """Steps without an update, see `loop.skip_spikes`."""
     tokens_per_s: float
     training_duration_s: float
     total_parameters: int
@@ -73,6 +100,8 @@ class RunSummary(Section):
     domain_information: dict[str, list[float]] | None
     """Mutual information of domain and expert per MoE layer in bits: keys `trained`, `untrained` (the same weights at
     initialisation) and `shuffled` (trained router, domain labels shuffled). None: dense."""
+    lookahead: LookaheadProbe | None = None
+    """None: nothing in the model looks ahead."""
 
 
 class RunReport(Section):

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+from typing import Any
 
 from pydantic import Field, model_validator
 
+from trainer.config.clipping import ClippingConfig, GlobalNormConfig, NoClippingConfig, SkipSpikesConfig
 from trainer.config.data import TOKENIZER_VOCAB_SIZES, DataConfig
 from trainer.config.model import ModelConfig
 from trainer.config.optimizers import OptimizerConfig
@@ -24,13 +26,40 @@ class LoopConfig(Section):
     micro_batch_size: int = Field(ge=1, le=1_000_000)
     """Sequences per forward pass of one worker."""
     max_grad_norm: float | None = Field(default=1.0, gt=0, le=1e6)
-    """Global L2 norm to clip the gradient to; null does not clip."""
+    """Global L2 norm to clip the gradient to; null does not clip. Short for a `clipping` of kind `global_norm`."""
+    clipping: ClippingConfig | None = None
+    """How the gradient is clipped; null clips to `max_grad_norm`, which has to be left out or null with it."""
+    skip_spikes: SkipSpikesConfig | None = None
+    """Which steps make no update because their loss or gradient norm spikes; null skips none."""
     log_every_steps: int = Field(default=10, ge=1, le=1_000_000)
     """Steps between copies of the accumulated telemetry from the device; every step is recorded all the same."""
     evaluate_every_tokens: int | None = Field(default=None, ge=1)
     """Training tokens between evaluations; null evaluates before the first and after the last step only."""
     checkpoint_every_tokens: int | None = Field(default=None, ge=1)
     """Training tokens between checkpoints; null writes one at the end and wherever the orchestrator asks for one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form_is_off(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("clipping") is not None and "max_grad_norm" not in values:
+            return values | {"max_grad_norm": None}
+        return values
+
+    @model_validator(mode="after")
+    def _clips_one_way(self) -> "LoopConfig":
+        if self.clipping is not None and self.max_grad_norm is not None:
+            raise ValueError(
+                f"max_grad_norm={self.max_grad_norm} and clipping of kind {self.clipping.kind!r} are both given; set "
+                "max_grad_norm to null, some kinds of clipping have a max_norm of their own"
+            )
+        return self
+
+    @property
+    def gradient_clipping(self) -> ClippingConfig:
+        """The clipping that `clipping` or its short form `max_grad_norm` ask for."""
+        if self.clipping is not None:
+            return self.clipping
+        return NoClippingConfig() if self.max_grad_norm is None else GlobalNormConfig(max_norm=self.max_grad_norm)
 
     @model_validator(mode="after")
     def _divides(self) -> "LoopConfig":

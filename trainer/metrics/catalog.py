@@ -47,6 +47,14 @@ _DECLARED = (
         description="Sum of the balancing losses times their coefficients, as added to the training loss.",
     ),
     MetricSpec(
+        name="train/skipped_step",
+        unit="1",
+        lower="0",
+        upper="1",
+        description="1 where the step made no update because it spiked (`loop.skip_spikes`), else 0.",
+        source="OLMo-core, optim/skip_step_optimizer.py",
+    ),
+    MetricSpec(
         name="optimizer/lr",
         unit="1",
         lower="0",

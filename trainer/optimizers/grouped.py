@@ -1,6 +1,7 @@
 """One torch optimizer whose parameter groups may follow different rules."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 
 UpdateRule = Callable[[Sequence[Tensor], Sequence[dict[str, Tensor]], Mapping[str, Any]], None]
 """Updates the parameters of a group in place, all of which have a gradient. Takes the parameters, their states (empty
-before the first step; tensors only, so that a checkpoint holds them) and the group's options. Never waits for the
-device."""
+before the first step; tensors only, so that a checkpoint holds them, each changed in place) and the group's options.
+Waits for the device only where it says so."""
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -18,7 +19,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
     All rules of a step see gradients of the same backward pass, so the order of the groups does not matter.
 
     Args:
-        groups: parameter groups with plain values as options.
+        groups: parameter groups with plain values as options. An option `num_steps` counts the steps, skipped ones
+            included: unlike a count on the device it can be asked without waiting.
         rules: what the groups' `rule` may name.
     """
 
@@ -31,8 +33,48 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """Does one update of every parameter that has a gradient."""
         assert closure is None, "the training step computes its loss and gradients itself"
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            self._rules[group["rule"]](parameters, [self.state[parameter] for parameter in parameters], group)
+            self._update(group, skipped=None)
+        self.count_step()
+
+    @torch.no_grad()
+    def step_where_not(self, skipped: Tensor) -> None:
+        """Does one update and, where the bool scalar `skipped` is true, takes it back, without waiting for the device.
+
+        A group at a time, so that one group's parameters and states are what exists twice.
+        """
+        for group in self.param_groups:
+            self._update(group, skipped=skipped)
+        self.count_step()
+
+    def count_step(self) -> None:
+        """Notes that a step was done or skipped, for the rules that do something every so many steps."""
+        for group in self.param_groups:
+            if "num_steps" in group:
+                group["num_steps"] += 1
+
+    def _update(self, group: dict[str, Any], *, skipped: Tensor | None) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [self.state[parameter] for parameter in parameters]
+        kept = [*parameters, *(value for state in states for value in state.values())]
+        with undone_where(skipped, kept):
+            self._rules[group["rule"]](parameters, states, group)
+        assert skipped is None or len(kept) == len(parameters) + sum(map(len, states)), (
+            "no step is skipped before every parameter had its first"
+        )
+
+
+@contextmanager
+def undone_where(skipped: Tensor | None, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """After the block, puts back what the tensors held before it if `skipped` is true; None never does.
+
+    Costs a copy of the tensors while the block runs, and does not wait for the device.
+    """
+    before = [] if skipped is None else [tensor.clone() for tensor in tensors]
+    yield
+    if skipped is not None:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(skipped, old, tensor))
 
 
 def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -80,6 +80,8 @@ class Telemetry:
         self._progress_s = -math.inf
         self._progress: Progress | None = None
         self._bits_per_byte: float | None = None
+        self.num_skipped_steps = 0
+        """Steps without an update so far."""
 
     @property
     def num_spikes(self) -> int:
@@ -117,6 +119,7 @@ class Telemetry:
         block = self._block(rows, duration_s, num_good + diverged)
         if self._chunks is not None:
             self._chunks.add_steps(block)
+        self.num_skipped_steps += int(rows.skipped[:num_good].sum())
         for index in range(num_good):
             self._observe(block, index)
         self._step += len(rows.loss)
@@ -161,7 +164,12 @@ class Telemetry:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to record as if it had not been interrupted, as JSON values."""
-        return {"spikes": self._spikes.state(), "tail": self.tail.state(), "bits_per_byte": self._bits_per_byte}
+        return {
+            "spikes": self._spikes.state(),
+            "tail": self.tail.state(),
+            "bits_per_byte": self._bits_per_byte,
+            "num_skipped_steps": self.num_skipped_steps,
+        }
 
     def restore(self, state: Mapping[str, Any], *, step: int) -> None:
         """Put back what `state` returned after `step`."""
@@ -169,6 +177,7 @@ class Telemetry:
         self._spikes.restore(state["spikes"], step=step)
         self.tail.restore(state["tail"])
         self._bits_per_byte = state["bits_per_byte"]
+        self.num_skipped_steps = state["num_skipped_steps"]
         self._drained_at_s = self._clock.duration_s
 
     def _block(self, rows: StepRows, duration_s: float, num_steps: int) -> StepBlock:
@@ -178,6 +187,7 @@ class Telemetry:
         scalars = {
             "train/loss": rows.loss[kept],
             "train/balancing_loss": rows.balancing_loss[kept],
+            "train/skipped_step": rows.skipped[kept],
             "optimizer/lr": np.array(self._lrs[kept]),
             "optimizer/grad_norm": rows.grad_norm[kept],
             "throughput/step_duration_s": each * duration_s / len(rows.loss),

@@ -30,6 +30,7 @@ class StepRows(NamedTuple):
     loss: NDArray[np.float64]
     balancing_loss: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
+    skipped: NDArray[np.float64]
     router: RouterSums | None
 
 
@@ -37,7 +38,8 @@ class StepBuffer:
     """A ring of `capacity` rows on the device, one per step.
 
     A row holds, in float64 so that counts stay exact: sums over workers (losses, counts, probability sums, statistics),
-    then maxima over workers (largest logit), then values every worker has alike (gradient norm, bias ranges).
+    then maxima over workers (largest logit), then values every worker has alike (gradient norm, whether the step was
+    skipped, bias ranges).
 
     Args:
         log_every_steps: steps between drains.
@@ -55,7 +57,7 @@ class StepBuffer:
         pairs = num_layers * num_experts
         self._num_sums = 2 + 2 * pairs + num_layers * NUM_SUM_SLOTS
         self._num_maxima = num_layers * _NUM_MAX_SLOTS
-        width = self._num_sums + self._num_maxima + 1 + num_layers
+        width = self._num_sums + self._num_maxima + 2 + num_layers
         self.capacity = max(1, min(log_every_steps, MAX_BUFFER_BYTES // (8 * width)))
         """Steps that fit before a drain is due."""
         self._rows_SW = torch.zeros(self.capacity, width, dtype=torch.float64, device=world.device)
@@ -107,13 +109,21 @@ class StepBuffer:
         num_pairs = self._shape_LE[0] * self._shape_LE[1]
         return row_W[2 : 2 + num_pairs].float().view(self._shape_LE)
 
-    def finish_step(self, *, grad_norm: Tensor, selection_bias_LE: Tensor | None) -> None:
-        """Complete the open row with what is the same on every worker."""
+    def step_loss(self) -> Tensor:
+        """Return the loss of the open row's global batch, float64 scalar, once `reduce_step` has summed it."""
+        return self._rows_SW[self._num_rows - 1, 0] / self._world.world_size
+
+    def finish_step(
+        self, *, grad_norm: Tensor, selection_bias_LE: Tensor | None, skipped: Tensor | None = None
+    ) -> None:
+        """Complete the open row with what is the same on every worker; `skipped` None: no step is ever skipped."""
         row_W = self._rows_SW[self._num_rows - 1]
         row_W[self._num_sums + self._num_maxima].copy_(grad_norm)
+        if skipped is not None:
+            row_W[self._num_sums + self._num_maxima + 1].copy_(skipped)
         if selection_bias_LE is not None:
             smallest_L, largest_L = torch.aminmax(selection_bias_LE, dim=1)
-            row_W[self._num_sums + self._num_maxima + 1 :].copy_(largest_L - smallest_L)
+            row_W[self._num_sums + self._num_maxima + 2 :].copy_(largest_L - smallest_L)
 
     def drain(self) -> StepRows:
         """Copy the finished rows to the host and empty the buffer: the one place where the host waits."""
@@ -129,6 +139,7 @@ class StepBuffer:
             loss=values[:, 0] / self._world.world_size,
             balancing_loss=values[:, 1] / self._world.world_size,
             grad_norm=values[:, first_local],
+            skipped=values[:, first_local + 1],
             router=self._router_sums(values),
         )
 
@@ -152,6 +163,6 @@ class StepBuffer:
             top_k_mass_sum=total("top_k_mass_sum"),
             margin_sum=total("margin_sum"),
             max_logit=maxima[..., STAT_NAMES.index("logit_max") - NUM_SUM_SLOTS],
-            bias_range=values[:, self._num_sums + self._num_maxima + 1 :],
+            bias_range=values[:, self._num_sums + self._num_maxima + 2 :],
             num_tokens=self._step_tokens,
         )

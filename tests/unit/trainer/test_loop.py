@@ -23,6 +23,7 @@ from trainer.step import TrainStep
 from trainer.telemetry.progress import Progress, read_progress
 from trainer.telemetry.step_buffer import StepBuffer
 from trainer.training_data import open_data
+from trainer.update import Update
 from trainer.world import World
 
 DENSE = {"moe": None}
@@ -280,10 +281,12 @@ def test_step_reads_nothing_on_the_host():
     config, world = train_config(), World()
     data = open_data(config, cache_folder=default_cache_dir())
     model = build_model(config.model, seed=0, device=world.device)
+    optimizer = build_optimizer(config.optimizer, model)
     step = TrainStep(
         config,
         model=model,
-        optimizer=build_optimizer(config.optimizer, model),
+        optimizer=optimizer,
+        update=Update(config.loop, model=model, optimizer=optimizer, device=world.device),
         schedule=build_schedule(config.schedule, num_steps=config.num_steps),
         balancers=build_balancers(config.model.moe),
         precision=build_precision(config.precision, world.device),
