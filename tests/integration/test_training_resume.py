@@ -73,6 +73,24 @@ def test_other_precisions_and_threads_are_resumed_exactly_too(tmp_path: Path, pr
     assert_same_telemetry(resumed, expected)
 
 
+def test_balancing_over_the_whole_step_is_resumed_exactly_too(tmp_path: Path):
+    model = train_config().model.model_dump(mode="json")
+    model["moe"] |= {
+        "balancing": [
+            {"kind": "load_balancing_loss", "coefficient": 0.01, "scope": "global_batch"},
+            {"kind": "quantile_balancing", "smoothing": 0.5},
+        ],
+        "router": {"kind": "top_k", "input_jitter": 0.1},
+    }
+    other = train_config(num_steps=8, model=model)
+    expected = run_training(other, tmp_path / "whole")
+    stopped = run_training(other, tmp_path / "run", stop_at_tokens=3 * STEP_TOKENS)
+    assert stopped.last.checkpoint is not None
+    resumed = run_training(other, tmp_path / "run", resume_from=stopped.last.checkpoint.folder)
+    assert_same_results(resumed, expected)
+    assert_same_telemetry(resumed, expected)
+
+
 def test_going_on_in_another_folder_leaves_the_first_as_it_was(tmp_path: Path, whole: Finished):
     first = run_training(config(), tmp_path / "first", stop_at_tokens=9 * STEP_TOKENS, rung_tokens=RUNGS)
     before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}

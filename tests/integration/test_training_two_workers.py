@@ -13,11 +13,13 @@ from tests.support.training import STEP_TOKENS, Finished, exact_columns, request
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest
 
-# Of the balancing losses only that of each sequence: the others are means over micro-batches, of which two workers have
-# others than one.
+# Not with the scope of a micro-batch, of which two workers have others than one.
 BALANCING = [
     {"kind": "loss_free_bias", "update_rate": 0.01},
+    {"kind": "load_balancing_loss", "coefficient": 0.1, "scope": "global_batch"},
+    {"kind": "group_balancing_loss", "coefficient": 0.1, "num_groups": 2, "scope": "global_batch"},
     {"kind": "sequence_balancing_loss", "coefficient": 0.1},
+    {"kind": "router_z_loss", "coefficient": 0.1},
 ]
 
 _WORKER = """
@@ -96,7 +98,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def test_losses_are_those_of_one_worker(one: Finished, two: Finished):
     """Only the order of float32 additions differs: 1e-6 relative in a step, and the updates carry it on."""
-    for name in ("train/loss", "optimizer/grad_norm"):
+    for name in ("train/loss", "train/balancing_loss", "optimizer/grad_norm"):
         expected, found = one.table("scalars")[name].to_numpy(), two.table("scalars")[name].to_numpy()
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
         np.testing.assert_allclose(found, expected, rtol=5e-3)
@@ -113,6 +115,34 @@ def test_first_steps_loads_are_exactly_those_of_one_worker(one: Finished, two: F
 def test_loads_are_summed_over_the_workers(two: Finished):
     loads_E = np.array(two.table("router")["router/load"].to_pylist())
     assert (loads_E.sum(axis=1) == STEP_TOKENS * 2).all()
+
+
+@pytest.mark.parametrize("scope", ["global_batch", "micro_batch"])
+def test_balancing_loss_in_one_micro_batch_of_the_whole_step_needs_the_other_worker(tmp_path: Path, scope: str):
+    """One micro-batch per worker: the demand is summed between the forward and the backward pass."""
+    model = config().model.model_dump(mode="json")
+    model["moe"]["balancing"] = [{"kind": "load_balancing_loss", "coefficient": 0.1, "scope": scope}]
+    shared = config(num_steps=1, model=model, loop={"micro_batch_size": 8})
+    alone = run_training(shared, tmp_path / "one").table("scalars")["train/balancing_loss"][0].as_py()
+    together, statuses, _ = run_two(shared, tmp_path / "two" / "run")
+    assert statuses == [0, 0]
+    error = abs(together.table("scalars")["train/balancing_loss"][0].as_py() / alone - 1.0)
+    assert error < 1e-5 if scope == "global_batch" else error > 1e-4
+
+
+def test_quantile_biases_are_those_of_one_worker(tmp_path: Path):
+    model = config().model.model_dump(mode="json")
+    model["moe"]["balancing"] = [{"kind": "quantile_balancing"}]
+    shared = config(num_steps=1, model=model)
+    alone = run_training(shared, tmp_path / "one").weights()
+    together, statuses, _ = run_two(shared, tmp_path / "two" / "run")
+    assert statuses == [0, 0]
+    names = [name for name in alone if name.endswith("selection_bias_E")]
+    assert len(names) == 2
+    for name in names:
+        assert alone[name].abs().max() > 1e-3
+        # A score that rounds otherwise may fall into the next bin.
+        np.testing.assert_allclose(together.weights()[name].numpy(), alone[name].numpy(), atol=1e-5)
 
 
 def test_every_step_is_written_once_by_rank_0(two: Finished):
