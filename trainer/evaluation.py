@@ -23,7 +23,8 @@ def evaluate(
 ) -> dict[str, DomainEvaluation]:
     """Return corpus -> figures, in the order of `sets`, and under `all` the mean over corpora, each counting alike.
 
-    The workers share the batches. Losses are added up in float64. The model is left in training mode.
+    Documents are kept apart where the sets say which position belongs to which. The workers share the batches. Losses
+    are added up in float64. The model is left in training mode.
 
     Args:
         model: the bare model.
@@ -38,10 +39,13 @@ def evaluate(
         for number, first in enumerate(range(0, len(held_out.inputs_NL), batch_size)):
             if number % world.world_size != world.rank:
                 continue
-            inputs_BL = torch.from_numpy(held_out.inputs_NL[first : first + batch_size]).to(world.device)
-            targets_BL = torch.from_numpy(held_out.targets_NL[first : first + batch_size]).to(world.device)
+            taken = slice(first, first + batch_size)
+            inputs_BL = torch.from_numpy(held_out.inputs_NL[taken]).to(world.device)
+            targets_BL = torch.from_numpy(held_out.targets_NL[taken]).to(world.device)
+            documents_NL = held_out.documents_NL
+            documents_BL = None if documents_NL is None else torch.from_numpy(documents_NL[taken]).to(world.device)
             with precision.autocast():
-                mean_nats = model(inputs_BL, targets_BL).loss
+                mean_nats = model(inputs_BL, targets_BL, documents_BL).loss
             assert mean_nats is not None
             nats[index] += mean_nats.double() * targets_BL.numel()
     model.train()

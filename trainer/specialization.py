@@ -14,6 +14,7 @@ from trainer.data.evaluation import EvaluationSet
 from trainer.metrics.specialization import domain_information, shuffled_domain_information
 from trainer.model.build import build_model
 from trainer.model.transformer import Transformer
+from trainer.routers.looking_ahead import routed_over_chunks
 
 TOKENS_PER_DOMAIN = 4096
 """Held-out tokens per domain; with 6 domains and 16 experts the bias of the estimate is then about 0.002 bits on
@@ -26,7 +27,9 @@ def measure_specialization(
     """Return the mutual information of domain and expert per MoE layer in bits, with its controls; None if dense.
 
     Keys: `trained`, `untrained` (the same weights at initialisation) and `shuffled` (trained router, domain labels
-    permuted). Every domain counts with equally many windows.
+    permuted). Every domain counts with equally many windows. Experts that choose among the tokens of a sequence take
+    equally many of each, whatever they like; where evaluation is like that, they choose here from batches of all
+    domains.
     """
     if config.model.moe is None:
         return None
@@ -36,10 +39,18 @@ def measure_specialization(
     documents = [held_out.documents_NL[:num_windows] for held_out in sets if held_out.documents_NL is not None]
     documents_WL = np.concatenate(documents) if documents else None
     domain_of_W = np.repeat(np.arange(len(sets)), num_windows)
+    chunk_size = None
+    if config.model.moe.router.evaluates_ahead:
+        chunk_size = config.loop.micro_batch_size * config.data.seq_len
+        in_turn_W = np.arange(len(windows_WL)).reshape(len(sets), num_windows).T.flatten()
+        windows_WL, domain_of_W = windows_WL[in_turn_W], domain_of_W[in_turn_W]
+        documents_WL = None if documents_WL is None else documents_WL[in_turn_W]
     device = next(model.parameters()).device
     untrained = build_model(config.model, seed=config.seed, device=device)
-    counts_WME = _counts_per_window(model, windows_WL, documents_WL, batch_size=config.loop.micro_batch_size)
-    untrained_WME = _counts_per_window(untrained, windows_WL, documents_WL, batch_size=config.loop.micro_batch_size)
+    batch_size = config.loop.micro_batch_size
+    with routed_over_chunks(model, chunk_size), routed_over_chunks(untrained, chunk_size):
+        counts_WME = _counts_per_window(model, windows_WL, documents_WL, batch_size=batch_size)
+        untrained_WME = _counts_per_window(untrained, windows_WL, documents_WL, batch_size=batch_size)
     return {
         "trained": domain_information(counts_WME, domain_of_W),
         "untrained": domain_information(untrained_WME, domain_of_W),

@@ -49,10 +49,19 @@ def open_data(config: TrainConfig, *, cache_folder: Path) -> TrainingData:
     data = config.data
     shards = [ensure_shard(name, "train", data.tokenizer, cache_folder) for name in data.mixture]
     held_out = [ensure_shard(name, "validation", data.tokenizer, cache_folder) for name in sorted(data.mixture)]
-    mixture = Mixture(shards, weights=data.mixture, seq_len=data.seq_len, seed=config.seed)
+    mixture = Mixture(
+        shards,
+        weights=data.mixture,
+        seq_len=data.seq_len,
+        seed=config.seed,
+        document_masking=data.document_masking,
+    )
     return TrainingData(
         mixture=mixture,
-        evaluation_sets=tuple(evaluation_windows(shard, data.seq_len, data.evaluation_tokens) for shard in held_out),
+        evaluation_sets=tuple(
+            evaluation_windows(shard, data.seq_len, data.evaluation_tokens, document_masking=data.document_masking)
+            for shard in held_out
+        ),
         fingerprint=data_fingerprint(
             weights=data.mixture,
             tokenizer_fingerprint=shards[0].tokenizer_fingerprint,

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer.attention.documents import Documents
 from trainer.config.attention import AttentionConfig
 
 
@@ -34,5 +35,8 @@ class Attention(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """Returns the attended out_BLD for the normalised input, without the residual connection."""
+    def forward(self, x_BLD: Tensor, documents: Documents | None = None) -> Tensor:
+        """Returns the attended out_BLD for the normalised input, without the residual connection.
+
+        With `documents` nothing passes from one document of a sequence to the next: each has the output it has alone.
+        """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.attention.base import Attention
 from trainer.attention.decay import Decay
 from trainer.attention.delta_rule import chunked_delta_rule, unit_length
+from trainer.attention.documents import Documents
 from trainer.attention.short_convolution import ShortConvolution
 from trainer.model.norm import RMSNorm
 
@@ -50,9 +51,9 @@ class DeltaRuleAttention(Attention):
     def output_gate(self, x_BLD: Tensor) -> Tensor:
         """Returns the factors of the normalised result, heads and value features in one last dimension."""
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, documents: Documents | None = None) -> Tensor:
         query, key, value = (
-            conv(linear(x_BLD)).unflatten(-1, (self.num_heads, -1))
+            conv(linear(x_BLD), documents).unflatten(-1, (self.num_heads, -1))
             for conv, linear in (
                 (self.query_conv, self.query),
                 (self.key_conv, self.key),
@@ -71,6 +72,7 @@ class DeltaRuleAttention(Attention):
                 log_decay_BLHd=log_decay_BLHd,
                 strength_BLH=strength_BLH,
                 chunk_size=self.chunk_size,
+                documents=documents,
             )
         gate_BLHe = self.output_gate(x_BLD).unflatten(-1, (self.num_heads, -1))
         return self.out((self.norm(attended_BLHe) * gate_BLHe).flatten(-2))

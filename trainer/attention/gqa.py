@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
+from trainer.attention.documents import Documents
 from trainer.attention.rope import rotate
 from trainer.attention.scaled_dot_product import causal_attention
 from trainer.config.attention import GroupedQueryAttentionConfig
@@ -47,7 +48,7 @@ class GroupedQueryAttention(Attention):
         parameter = self.get_parameter(name)
         return torch.zeros(parameter.shape) if name == "sinks_H" or name.endswith(".bias") else None
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, documents: Documents | None = None) -> Tensor:
         query_BLHd = _heads(self.query(x_BLD), self.num_heads, self.query_norm, per_head=self.norm_per_head)
         key_BLGd = _heads(self.key(x_BLD), self.num_kv_heads, self.key_norm, per_head=self.norm_per_head)
         value_BLGd = _heads(self.value(x_BLD), self.num_kv_heads, None, per_head=True)
@@ -57,6 +58,7 @@ class GroupedQueryAttention(Attention):
             value_BLGd,
             window=self.window,
             sinks_H=self.sinks_H,
+            documents=documents,
         )
         return self.out(attended_BLHd.flatten(-2))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
+from trainer.attention.documents import Documents
 from trainer.attention.rope import rotate
 from trainer.attention.scaled_dot_product import causal_attention
 from trainer.config.attention import MultiHeadLatentAttentionConfig
@@ -44,19 +45,20 @@ class MultiHeadLatentAttention(Attention):
         self.kv_up = nn.Linear(self.latent_dim, config.num_heads * (self.nope_dim + self.value_dim), bias=False)
         self.out = nn.Linear(config.num_heads * self.value_dim, dim, bias=False)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, documents: Documents | None = None) -> Tensor:
         query_BLHd = self.query(x_BLD).unflatten(-1, (self.num_heads, -1))
         query_BLHn, query_BLHr = query_BLHd.split([self.nope_dim, self.rope_dim], dim=-1)
         latent_BLC, key_BLr = self.kv_down(x_BLD).split([self.latent_dim, self.rope_dim], dim=-1)
         expanded = self.kv_up(self.kv_norm(latent_BLC)).unflatten(-1, (self.num_heads, -1))
         key_BLHn, value_BLHv = expanded.split([self.nope_dim, self.value_dim], dim=-1)
-        # Copies: a slice of an odd width cannot be seen as pairs.
-        query_BLHr = rotate(query_BLHr.contiguous(), theta=self.rope_theta)
-        key_BL1r = rotate(key_BLr.contiguous().unsqueeze(2), theta=self.rope_theta)
+        # Copies: a slice that begins at an odd place cannot be seen as pairs, contiguous (one position) or not.
+        query_BLHr = rotate(query_BLHr.clone(memory_format=torch.contiguous_format), theta=self.rope_theta)
+        key_BL1r = rotate(key_BLr.clone(memory_format=torch.contiguous_format).unsqueeze(2), theta=self.rope_theta)
         attended_BLHv = causal_attention(
             torch.cat([query_BLHn, query_BLHr], dim=-1),
             torch.cat([key_BLHn, key_BL1r.expand(-1, -1, self.num_heads, -1)], dim=-1),
             value_BLHv,
+            documents=documents,
         )
         return self.out(attended_BLHv.flatten(-2))
 

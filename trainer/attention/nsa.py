@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
+from trainer.attention.documents import Documents
+from trainer.attention.nsa_blocks import Blocks, blocks_of_documents, blocks_of_sequence
 from trainer.attention.rope import rotate
 from trainer.attention.scaled_dot_product import causal_attention
 from trainer.config.attention import NativeSparseAttentionConfig
@@ -24,6 +26,9 @@ class NativeSparseAttention(Attention):
     always selected as in its section 4.1. The paper leaves open: the compression here is a two-layer perceptron over
     the block's features, whose bias is the position encoding inside the block; only selected and windowed keys are
     rotated; a query before the end of the first compressed block gets nothing from that branch.
+
+    With documents each has its own blocks, counted from its first position: nothing spans two of them, and a document
+    has the output it has alone.
 
     This form computes all scores of the selected branch and hides what is not selected, which is correct and saves
     nothing: it is for studying what the method learns, not how fast it is.
@@ -52,19 +57,26 @@ class NativeSparseAttention(Attention):
         """Returns zeros for the biases of the compression."""
         return torch.zeros(self.get_parameter(name).shape) if name.endswith(".bias") else None
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, documents: Documents | None = None) -> Tensor:
         query_BLHd = self.query(x_BLD).unflatten(-1, (self.num_heads, -1))
         keys = self.key(x_BLD).unflatten(-1, (3, self.num_kv_heads, -1)).unbind(2)
         values = self.value(x_BLD).unflatten(-1, (3, self.num_kv_heads, -1)).unbind(2)
         rotated_BLHd = rotate(query_BLHd, theta=self.rope_theta)
-        compressed, weights_BHLM = self._compressed(query_BLHd, keys[0], values[0])
+        blocks = self._blocks(x_BLD, documents)
+        compressed, weights_BHLM = self._compressed(query_BLHd, keys[0], values[0], blocks)
         selected = _masked_attention(
             rotated_BLHd,
             rotate(keys[1], theta=self.rope_theta),
             values[1],
-            sees_BGLL=self._selected_positions(weights_BHLM.detach()),
+            sees_BGLL=self._selected_positions(weights_BHLM.detach(), blocks, documents),
         )
-        windowed = causal_attention(rotated_BLHd, rotate(keys[2], theta=self.rope_theta), values[2], window=self.window)
+        windowed = causal_attention(
+            rotated_BLHd,
+            rotate(keys[2], theta=self.rope_theta),
+            values[2],
+            window=self.window,
+            documents=documents,
+        )
         gates_BLH3 = self.gate(x_BLD).sigmoid().unflatten(-1, (self.num_heads, 3))
         mixed_BLHd = sum(
             gate_BLH.unsqueeze(-1) * branch
@@ -73,40 +85,52 @@ class NativeSparseAttention(Attention):
         assert isinstance(mixed_BLHd, Tensor)
         return self.out(mixed_BLHd.flatten(-2))
 
-    def _compressed(self, query_BLHd: Tensor, key_BLGd: Tensor, value_BLGd: Tensor) -> tuple[Tensor, Tensor]:
+    def _blocks(self, x_BLD: Tensor, documents: Documents | None) -> Blocks:
+        if documents is not None:
+            return blocks_of_documents(documents, size=self.block_size, stride=self.stride)
+        return blocks_of_sequence(x_BLD.shape[1], size=self.block_size, stride=self.stride, device=x_BLD.device)
+
+    def _compressed(
+        self, query_BLHd: Tensor, key_BLGd: Tensor, value_BLGd: Tensor, blocks: Blocks
+    ) -> tuple[Tensor, Tensor]:
         """Returns the branch's out_BLHd, and its float32 weights_BHLM: zero for blocks that are not over (eq. 7-8)."""
         seq_len, heads_per_group = query_BLHd.shape[1], self.num_heads // self.num_kv_heads
         if seq_len < self.block_size:
-            batch = query_BLHd.shape[0]
-            return torch.zeros_like(query_BLHd), query_BLHd.new_zeros(batch, self.num_heads, seq_len, 0)
-        key_BMHd = self.compress_key(key_BLGd, stride=self.stride).repeat_interleave(heads_per_group, dim=2)
-        value_BMHd = self.compress_value(value_BLGd, stride=self.stride).repeat_interleave(heads_per_group, dim=2)
+            num_slots = blocks.block_place.shape[-1]
+            return torch.zeros_like(query_BLHd), query_BLHd.new_zeros(
+                query_BLHd.shape[0], self.num_heads, seq_len, num_slots
+            )
+        key_BMHd = self.compress_key(self._cut(key_BLGd, blocks)).repeat_interleave(heads_per_group, dim=2)
+        value_BMHd = self.compress_value(self._cut(value_BLGd, blocks)).repeat_interleave(heads_per_group, dim=2)
         scores_BHLM = torch.einsum("blhd,bmhd->bhlm", query_BLHd, key_BMHd) * query_BLHd.shape[-1] ** -0.5
-        device = query_BLHd.device
-        last_M = torch.arange(key_BMHd.shape[1], device=device) * self.stride + self.block_size - 1
-        is_hidden_LM = last_M > torch.arange(seq_len, device=device)[:, None]
         # A row of -inf alone would be 0/0: the first rows are soft over everything, and then cleared.
         scores_BHLM = scores_BHLM.to(torch.promote_types(scores_BHLM.dtype, torch.float32))
-        masked_BHLM = scores_BHLM.masked_fill(is_hidden_LM, torch.finfo(scores_BHLM.dtype).min)
-        weights_BHLM = masked_BHLM.softmax(-1).masked_fill(is_hidden_LM, 0.0)
+        masked_BHLM = scores_BHLM.masked_fill(blocks.is_hidden, torch.finfo(scores_BHLM.dtype).min)
+        weights_BHLM = masked_BHLM.softmax(-1).masked_fill(blocks.is_hidden, 0.0)
         out_BLHd = torch.einsum("bhlm,bmhd->blhd", weights_BHLM.to(value_BMHd.dtype), value_BMHd)
         return out_BLHd, weights_BHLM
 
-    def _selected_positions(self, weights_BHLM: Tensor) -> Tensor:
+    def _cut(self, x_BLGd: Tensor, blocks: Blocks) -> Tensor:
+        """Returns the positions of each compressed block as x_BMGld."""
+        if blocks.position_BMl is None:
+            return x_BLGd.unfold(1, self.block_size, self.stride).transpose(-1, -2)
+        sequence_B11 = torch.arange(len(x_BLGd), device=x_BLGd.device)[:, None, None]
+        return x_BLGd[sequence_B11, blocks.position_BMl].transpose(2, 3)
+
+    def _selected_positions(self, weights_BHLM: Tensor, blocks: Blocks, documents: Documents | None) -> Tensor:
         """Returns sees_BGLL: the positions of the blocks selected for each query that are not after it (eq. 9-12)."""
-        seq_len, num_compressed = weights_BHLM.shape[-2:]
+        seq_len = weights_BHLM.shape[-2]
         device, size = weights_BHLM.device, self.selection_block_size
         num_blocks = -(-seq_len // size)
         # A compressed block lies in a selection block with so many of its strides.
-        first_M1 = torch.arange(num_compressed, device=device)[:, None] * self.stride
+        first_M1 = blocks.block_place.unsqueeze(-1)
         start_N = torch.arange(num_blocks, device=device) * size
         common_MN = torch.minimum(first_M1 + self.block_size, start_N + size) - torch.maximum(first_M1, start_N)
         strides_MN = (common_MN.clamp(min=0) // self.stride).to(weights_BHLM.dtype)
         with torch.autocast(device.type, enabled=False):
             group_BGLM = weights_BHLM.unflatten(1, (self.num_kv_heads, -1)).sum(2)
             score_BGLN = group_BGLM @ strides_MN
-        position_L = torch.arange(seq_len, device=device)
-        own_L1 = (position_L // size)[:, None]
+        own_L1 = (blocks.place // size).unsqueeze(-1)
         block_N = torch.arange(num_blocks, device=device)
         always_LN = (block_N == 0) | (block_N == own_L1) | (block_N == own_L1 - 1)
         score_BGLN = score_BGLN.masked_fill(always_LN, torch.inf).masked_fill(block_N > own_L1, -torch.inf)
@@ -114,8 +138,12 @@ class NativeSparseAttention(Attention):
         order_BGLN = score_BGLN.argsort(dim=-1, descending=True, stable=True)
         is_selected_BGLN = torch.zeros_like(score_BGLN, dtype=torch.bool)
         is_selected_BGLN.scatter_(-1, order_BGLN[..., : self.num_selected_blocks], True)
-        sees_BGLL = is_selected_BGLN.repeat_interleave(size, dim=-1)[..., :seq_len]
-        return sees_BGLL & (position_L <= position_L[:, None])
+        if documents is None:
+            sees_BGLL = is_selected_BGLN.repeat_interleave(size, dim=-1)[..., :seq_len]
+            return sees_BGLL & (blocks.place <= blocks.place[:, None])
+        block_of_B11L = (blocks.place // size).unsqueeze(2)
+        block_of_BGLL = block_of_B11L.expand(-1, is_selected_BGLN.shape[1], seq_len, -1)
+        return is_selected_BGLN.gather(-1, block_of_BGLL) & documents.sees_BLL.unsqueeze(1)
 
 
 class _Compression(nn.Module):
@@ -123,14 +151,12 @@ class _Compression(nn.Module):
 
     def __init__(self, head_dim: int, block_size: int) -> None:
         super().__init__()
-        self.block_size = block_size
         self.inner = nn.Linear(block_size * head_dim, head_dim)
         self.outer = nn.Linear(head_dim, head_dim, bias=False)
 
-    def forward(self, x_BLGd: Tensor, *, stride: int) -> Tensor:
-        """Returns x_BMGd for the M whole blocks that begin every `stride` positions."""
-        blocks_BMGl = x_BLGd.unfold(1, self.block_size, stride).transpose(-1, -2).flatten(-2)
-        return self.outer(F.silu(self.inner(blocks_BMGl)))
+    def forward(self, x_BMGld: Tensor) -> Tensor:
+        """Returns x_BMGd for the positions of M blocks."""
+        return self.outer(F.silu(self.inner(x_BMGld.flatten(-2))))
 
 
 def _masked_attention(query_BLHd: Tensor, key_BLGd: Tensor, value_BLGd: Tensor, *, sees_BGLL: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class DataConfig(Section):
     seq_len: int = Field(ge=8, le=131_072)
     evaluation_tokens: int = Field(default=8_192, ge=64, le=10_000_000)
     """Held-out tokens per corpus at each evaluation (all there are, if fewer)."""
+    document_masking: bool = False
+    """Whether the documents that share a window are kept apart: no position sees an earlier one, in training and in
+    evaluation. The end-of-text token before a document is its first position."""
 
     @model_validator(mode="after")
     def _can_be_scheduled(self) -> "DataConfig":

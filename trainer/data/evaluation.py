@@ -11,6 +11,7 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.documents import documents_of_window
 from trainer.data.shards import TokenShard
 from trainer.data.tokenizer import load_tokenizer
 
@@ -25,6 +26,8 @@ class EvaluationSet:
     num_bytes: int
     """UTF-8 bytes the targets stand for. End-of-text tokens stand for none, but predicting them costs nats: a model
     has to say where a document ends."""
+    documents_NL: NDArray[np.int64] | None = None
+    """Number of each input's document within its window (`trainer.data.documents`); None without document masking."""
 
     @property
     def inputs_NL(self) -> NDArray[np.int64]:
@@ -46,10 +49,13 @@ class EvaluationSet:
         return total_nats / log(2) / self.num_bytes
 
 
-def evaluation_windows(shard: TokenShard, seq_len: int, max_tokens: int) -> EvaluationSet:
+def evaluation_windows(
+    shard: TokenShard, seq_len: int, max_tokens: int, *, document_masking: bool = False
+) -> EvaluationSet:
     """Return up to `max_tokens` targets (at least one window, at most all) in windows spread evenly over the shard.
 
-    The choice depends on nothing but the arguments: every run with the same data section is evaluated on the same text.
+    The choice depends on nothing but the arguments: every run with the same data section is evaluated on the same text,
+    with `document_masking` or without.
 
     Raises:
         ValueError: the shard is shorter than one window.
@@ -60,4 +66,12 @@ def evaluation_windows(shard: TokenShard, seq_len: int, max_tokens: int) -> Eval
     positions = starts_N[:, None] + np.arange(seq_len + 1)
     tokens = shard.tokens[positions].astype(np.int64)
     token_byte_lengths_V = load_tokenizer(shard.tokenizer_name).token_byte_lengths_V
-    return EvaluationSet(domain=shard.corpus, tokens=tokens, num_bytes=int(token_byte_lengths_V[tokens[:, 1:]].sum()))
+    documents_NL = None
+    if document_masking:
+        documents_NL = np.stack([documents_of_window(shard, start, seq_len) for start in starts_N.tolist()])
+    return EvaluationSet(
+        domain=shard.corpus,
+        tokens=tokens,
+        num_bytes=int(token_byte_lengths_V[tokens[:, 1:]].sum()),
+        documents_NL=documents_NL,
+    )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.documents import documents_of_window
 from trainer.data.schedule import DomainSchedule
 from trainer.data.shards import TokenShard
 
@@ -40,6 +41,8 @@ class Batch(NamedTuple):
     domain_ids_B: NDArray[np.int64]
     """Indices into `Mixture.domains`."""
     sample_indices_B: NDArray[np.int64]
+    documents_BL: NDArray[np.int64] | None
+    """Number of each input's document within its window (`trainer.data.documents`); None without document masking."""
 
 
 class Mixture:
@@ -54,12 +57,21 @@ class Mixture:
         weights: a positive number per domain, in any unit.
         seq_len: number of targets of a sample.
         seed: not negative.
+        document_masking: whether batches say which document a position belongs to.
 
     Raises:
         ValueError: shards and weights name different domains, or a shard is shorter than one window.
     """
 
-    def __init__(self, shards: Sequence[TokenShard], *, weights: Mapping[str, float], seq_len: int, seed: int) -> None:
+    def __init__(
+        self,
+        shards: Sequence[TokenShard],
+        *,
+        weights: Mapping[str, float],
+        seq_len: int,
+        seed: int,
+        document_masking: bool = False,
+    ) -> None:
         by_name = {shard.corpus: shard for shard in shards}
         if len(by_name) != len(shards) or by_name.keys() != weights.keys():
             raise ValueError(f"shards of {sorted(shard.corpus for shard in shards)} for weights of {sorted(weights)}")
@@ -72,6 +84,7 @@ class Mixture:
         """Names of the corpora, sorted."""
         self.seq_len = seq_len
         self.seed = seed
+        self.document_masking = document_masking
         self._shards = [by_name[domain] for domain in self.domains]
         self._num_windows = [shard.num_windows(seq_len) for shard in self._shards]
         # Of each domain only the order of the epoch used last; recomputing one is a matter of milliseconds.
@@ -119,6 +132,7 @@ class Mixture:
             targets_BL=np.ascontiguousarray(tokens[:, 1:]),
             domain_ids_B=np.array([domain for domain, _, _ in places], dtype=np.int64),
             sample_indices_B=indices_B,
+            documents_BL=self._documents(places) if self.document_masking else None,
         )
 
     def _locate(self, index: int) -> tuple[int, int, int]:
@@ -138,6 +152,9 @@ class Mixture:
         order = np.argsort(bits.random_raw(self._num_windows[domain]), kind="stable")
         self._orders[domain] = (epoch, order)
         return order
+
+    def _documents(self, places: Sequence[tuple[int, int, int]]) -> NDArray[np.int64]:
+        return np.stack([documents_of_window(self._shards[domain], start, self.seq_len) for domain, _, start in places])
 
     def _tokens(self, domain: int, start: int) -> NDArray[np.int64]:
         return self._shards[domain].tokens[start : start + self.seq_len + 1].astype(np.int64)

@@ -8,8 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tests.support.models import random_rows
+from tests.support.models import CPU, random_rows
 from trainer.attention.nsa import NativeSparseAttention
+from trainer.attention.nsa_blocks import blocks_of_sequence
 from trainer.attention.rope import rotate
 from trainer.config.attention import NativeSparseAttentionConfig
 from trainer.model.attention_size import mixing_flops
@@ -139,9 +140,10 @@ def test_sequence_shorter_than_a_compressed_block_has_the_other_branches() -> No
 def test_selecting_every_block_sees_every_position() -> None:
     weights_BHLM = torch.zeros(1, 4, 26, 12, dtype=FLOAT)
     causal_LL = torch.ones(26, 26, dtype=torch.bool).tril()
-    every = attention(num_selected_blocks=7)._selected_positions(weights_BHLM)
+    blocks = blocks_of_sequence(26, size=4, stride=2, device=CPU)
+    every = attention(num_selected_blocks=7)._selected_positions(weights_BHLM, blocks, None)
     assert torch.equal(every, causal_LL.expand(1, 2, 26, 26))
-    few = attention(num_selected_blocks=3)._selected_positions(weights_BHLM)
+    few = attention(num_selected_blocks=3)._selected_positions(weights_BHLM, blocks, None)
     assert few.sum(-1).max() == 12
 
 

@@ -79,6 +79,15 @@ def test_end_of_text_costs_nats_but_has_no_bytes():
     assert windows.bits_per_byte(4 * log(2)) == pytest.approx(2.0, rel=1e-12)
 
 
+def test_documents_are_numbered_window_by_window_on_the_same_text():
+    # Tokens: end-of-text at 0, 4, 8 and 12, a null byte everywhere else.
+    shard = token_shard("books", ["\x00" * 3] * 3)
+    plain, masked = (evaluation_windows(shard, 6, 12, document_masking=masking) for masking in (False, True))
+    assert plain.documents_NL is None
+    assert np.array_equal(plain.tokens, masked.tokens)
+    assert masked.documents_NL.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
+
+
 def test_shard_shorter_than_a_window_is_refused():
     with pytest.raises(ValueError, match="seq_len=64"):
         evaluation_windows(counting_shard("books", 64), 64, 1000)

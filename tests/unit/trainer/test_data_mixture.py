@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.token_shards import counting_shard, token_shard
+from trainer.data.documents import documents_of_window
 from trainer.data.mixture import Mixture
 from trainer.data.shards import TokenShard
 
@@ -20,9 +21,15 @@ def shards() -> list[TokenShard]:
     return [counting_shard(name, size) for name, size in SIZES.items()]
 
 
-def mixture(*, seed: int = 5, weights: dict[str, float] = WEIGHTS, seq_len: int = SEQ_LEN) -> Mixture:
+def mixture(
+    *, seed: int = 5, weights: dict[str, float] = WEIGHTS, seq_len: int = SEQ_LEN, document_masking: bool = False
+) -> Mixture:
     return Mixture(
-        [shard for shard in shards() if shard.corpus in weights], weights=weights, seq_len=seq_len, seed=seed
+        [shard for shard in shards() if shard.corpus in weights],
+        weights=weights,
+        seq_len=seq_len,
+        seed=seed,
+        document_masking=document_masking,
     )
 
 
@@ -77,8 +84,9 @@ def test_domains_keep_their_weights_in_every_prefix():
 
 @given(step=st.integers(0, 500), world_size=st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_ranks_together_read_the_batch_of_one_rank(step: int, world_size: int):
-    whole = mixture().batch(step, 12)
-    parts = [mixture().batch(step, 12, rank, world_size) for rank in range(world_size)]
+    stream = mixture(document_masking=True)
+    whole = stream.batch(step, 12)
+    parts = [stream.batch(step, 12, rank, world_size) for rank in range(world_size)]
     for name in whole._fields:
         together = np.concatenate([getattr(part, name) for part in parts])
         assert np.array_equal(together, getattr(whole, name)), name
@@ -96,8 +104,8 @@ def test_batch_holds_the_windows_of_its_indices_shifted_by_one():
 
 
 def test_batch_is_int64_of_the_documented_shape():
-    batch = mixture().batch(0, 6, 1, 2)
-    assert batch.inputs_BL.shape == batch.targets_BL.shape == (3, SEQ_LEN)
+    batch = mixture(document_masking=True).batch(0, 6, 1, 2)
+    assert batch.inputs_BL.shape == batch.targets_BL.shape == batch.documents_BL.shape == (3, SEQ_LEN)
     assert {array.dtype for array in batch} == {np.dtype(np.int64)}
 
 
@@ -107,7 +115,8 @@ def test_resuming_at_a_step_reads_what_an_uninterrupted_run_reads():
     resumed = mixture()
     for step in range(23, 60):
         batch = resumed.batch(step, 4)
-        assert all(np.array_equal(one, other) for one, other in zip(batch, expected[step], strict=True))
+        for name in batch._fields:
+            assert np.array_equal(getattr(batch, name), getattr(expected[step], name)), name
 
 
 def test_window_names_the_documents_it_touches():
@@ -116,6 +125,32 @@ def test_window_names_the_documents_it_touches():
     stream = Mixture([shard], weights={"books": 1.0}, seq_len=10, seed=0)
     touched = {window.start: window.document_ids for window in map(stream.window, range(shard.num_windows(10)))}
     assert touched == {0: ("books-0", "books-1"), 10: ("books-1", "books-2")}
+
+
+def test_batch_numbers_the_documents_of_a_window_from_their_end_of_text_token_on():
+    # Tokens: end-of-text at 0, 9, 18 and 27, a null byte everywhere else.
+    shard = token_shard("books", ["\x00" * 8] * 3)
+    stream = Mixture([shard], weights={"books": 1.0}, seq_len=10, seed=0, document_masking=True)
+    batch = stream.batch(0, 2)
+    numbers = {stream.window(index).start: row.tolist() for index, row in enumerate(batch.documents_BL)}
+    assert numbers == {0: [0] * 9 + [1], 10: [0] * 8 + [1] * 2}
+
+
+def test_masking_changes_no_token():
+    masked, plain = mixture(document_masking=True).batch(3, 6), mixture().batch(3, 6)
+    assert plain.documents_BL is None
+    for name in ("inputs_BL", "targets_BL", "domain_ids_B", "sample_indices_B"):
+        assert np.array_equal(getattr(masked, name), getattr(plain, name))
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=20), data=st.data())
+def test_document_numbers_rise_by_one_at_each_end_of_text_token(sizes: list[int], data: st.DataObject):
+    shard = token_shard("books", ["\x00" * size for size in sizes])
+    start = data.draw(st.integers(0, shard.num_tokens - 2))
+    seq_len = data.draw(st.integers(1, shard.num_tokens - 1 - start))
+    is_separator = shard.tokens[start : start + seq_len] == shard.tokens[0]
+    expected = np.cumsum(is_separator)
+    assert documents_of_window(shard, start, seq_len).tolist() == (expected - expected[0]).tolist()
 
 
 @pytest.mark.parametrize(
