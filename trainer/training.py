@@ -76,6 +76,7 @@ class Training:
         self._optimizer = build_optimizer(config.optimizer, self._model)
         self._update = Update(config.loop, model=self._model, optimizer=self._optimizer, device=world.device)
         self._precision = build_precision(config.precision, world.device)
+        self._precision.apply_to(self._model)
         self._initial: Evaluation = {}
         self._last: Evaluation = {}
         self._last_step: int | None = None
@@ -94,7 +95,9 @@ class Training:
         if resume_from is not None:
             self._resume(resume_from)
         if world.is_main:
-            write_environment(folder, world=world, data_fingerprint=self._data.fingerprint)
+            write_environment(
+                folder, world=world, data_fingerprint=self._data.fingerprint, precision=self._precision.description
+            )
             remove_unfinished(folder)
             if resume_from is None:
                 # What an attempt that never came to a checkpoint left behind.

@@ -28,6 +28,11 @@ class RouterSection(Section):
         del kind
         return None
 
+    @property
+    def evaluates_ahead(self) -> bool:
+        """Whether in evaluation too, so that held-out figures may be flattered as well."""
+        return False
+
     def experts_per_token(self, top_k: int) -> float:
         """Returns the experts a token has on average."""
         return float(top_k)
@@ -169,6 +174,10 @@ class ExpertChoiceRouterConfig(LearnedRouterSection):
         if kind == "router_z_loss" or (kind == "sequence_balancing_loss" and uneven):
             return None
         return "every expert takes equally many tokens as it is"
+
+    @property
+    def evaluates_ahead(self) -> bool:
+        return not self.predictor
 
     def experts_per_token(self, top_k: int) -> float:
         return self.capacity_factor * top_k

@@ -18,12 +18,15 @@ NUM_SHUFFLES = 20
 
 def mutual_information(counts_DE: NDArray[np.int64]) -> float:
     """Return I(domain; expert) in bits of the empirical joint distribution n_de / n: 0 if independent, at most
-    min(log2 D, log2 E).
+    min(log2 D, log2 E). Where no token was sent to any expert there is nothing to tell: 0.
 
     Args:
         counts_DE: how often a token of each domain was sent to each expert.
     """
-    joint_DE = counts_DE / counts_DE.sum()
+    total = counts_DE.sum()
+    if total == 0:
+        return 0.0
+    joint_DE = counts_DE / total
     independent_DE = joint_DE.sum(axis=1, keepdims=True) * joint_DE.sum(axis=0, keepdims=True)
     positive = joint_DE > 0
     return max(0.0, float((joint_DE[positive] * np.log2(joint_DE[positive] / independent_DE[positive])).sum()))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 ROUTERS: Registry["Router"] = Registry(
     "router",
     {
+        "expert_choice": "trainer.routers.expert_choice:ExpertChoiceRouter",
         "group_limited": "trainer.routers.group_limited:GroupLimitedRouter",
         "hash": "trainer.routers.hash:HashRouter",
         "random": "trainer.routers.random:RandomRouter",

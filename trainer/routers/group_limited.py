@@ -26,8 +26,15 @@ class GroupLimitedRouter(LinearRouter):
         self.groups_per_token = config.groups_per_token
         self.num_counted = 1 if config.group_score == "best" else 2
 
-    def forward(self, x_TD: Tensor, selection_bias_E: Tensor | None, tokens_T: Tensor | None = None) -> Routing:
-        del tokens_T
+    def forward(
+        self,
+        x_TD: Tensor,
+        selection_bias_E: Tensor | None,
+        tokens_T: Tensor | None = None,
+        *,
+        num_sequences: int = 1,
+    ) -> Routing:
+        del tokens_T, num_sequences
         logits_TE = self.logits(x_TD)
         return route(
             logits_TE,

@@ -29,8 +29,15 @@ class HashRouter(Router):
         self.num_experts = num_experts
         self.top_k = top_k
 
-    def forward(self, x_TD: Tensor, selection_bias_E: Tensor | None, tokens_T: Tensor | None = None) -> Routing:
-        del selection_bias_E
+    def forward(
+        self,
+        x_TD: Tensor,
+        selection_bias_E: Tensor | None,
+        tokens_T: Tensor | None = None,
+        *,
+        num_sequences: int = 1,
+    ) -> Routing:
+        del selection_bias_E, num_sequences
         if tokens_T is None:
             raise ValueError("tokens_T is missing; hash routing chooses by the tokens of the vocabulary")
         experts_E = torch.arange(self.num_experts, device=tokens_T.device)

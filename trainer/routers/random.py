@@ -26,8 +26,15 @@ class RandomRouter(Router):
         self.num_experts = num_experts
         self.top_k = top_k
 
-    def forward(self, x_TD: Tensor, selection_bias_E: Tensor | None, tokens_T: Tensor | None = None) -> Routing:
-        del selection_bias_E, tokens_T
+    def forward(
+        self,
+        x_TD: Tensor,
+        selection_bias_E: Tensor | None,
+        tokens_T: Tensor | None = None,
+        *,
+        num_sequences: int = 1,
+    ) -> Routing:
+        del selection_bias_E, tokens_T, num_sequences
         generator = None if self.training else torch.Generator(x_TD.device).manual_seed(_EVALUATION_SEED)
         shape = (x_TD.shape[0], self.num_experts)
         return route(

@@ -19,8 +19,15 @@ class TopKRouter(LinearRouter):
     def __init__(self, config: TopKRouterConfig, *, dim: int, num_experts: int, top_k: int) -> None:
         super().__init__(config, dim=dim, num_experts=num_experts, top_k=top_k)
 
-    def forward(self, x_TD: Tensor, selection_bias_E: Tensor | None, tokens_T: Tensor | None = None) -> Routing:
-        del tokens_T
+    def forward(
+        self,
+        x_TD: Tensor,
+        selection_bias_E: Tensor | None,
+        tokens_T: Tensor | None = None,
+        *,
+        num_sequences: int = 1,
+    ) -> Routing:
+        del tokens_T, num_sequences
         return route(
             self.logits(x_TD),
             top_k=self.top_k,
