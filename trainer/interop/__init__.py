@@ -1,0 +1,21 @@
+"""Exchange of weights with Hugging Face `transformers`, which is not imported: architectures by their `model_type`."""
+
+from typing import TYPE_CHECKING, Any
+
+from trainer.registry import Registry
+
+if TYPE_CHECKING:
+    from trainer.interop.architecture import Architecture
+
+__all__ = ["ARCHITECTURES"]
+
+ARCHITECTURES: "Registry[Architecture[Any]]" = Registry(
+    "Hugging Face architecture",
+    {
+        "llama": "trainer.interop.llama:Llama",
+        "mixtral": "trainer.interop.mixtral:Mixtral",
+        "olmoe": "trainer.interop.olmoe:Olmoe",
+        "qwen3_moe": "trainer.interop.qwen3_moe:Qwen3Moe",
+        "deepseek_v3": "trainer.interop.deepseek_v3:DeepseekV3",
+    },
+)
