@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import Routing
-from tests.support.component_configs import config_classes, example_config
+from kernels import Routing, assignments
+from tests.support.component_configs import config_classes, router_examples
 from tests.support.models import CPU, META, model_config, moe_fields, random_rows, random_tokens
 from trainer.config.routers import RouterConfig
 from trainer.model.build import build_model, parameter_roles
@@ -15,11 +15,10 @@ from trainer.model.size import model_size
 from trainer.routers import ROUTERS
 from trainer.routers.base import Router
 
-every_kind = pytest.mark.parametrize("kind", ROUTERS)
-every_learned_kind = pytest.mark.parametrize(
-    "kind", [kind for kind, config in config_classes(RouterConfig).items() if config.is_learned]
-)
-DIM, NUM_EXPERTS, TOP_K, NUM_TOKENS = 16, 6, 2, 40
+EXAMPLES = router_examples()
+every_router = pytest.mark.parametrize("name", EXAMPLES)
+every_learned_router = pytest.mark.parametrize("name", [name for name, config in EXAMPLES.items() if config.is_learned])
+DIM, NUM_EXPERTS, TOP_K, NUM_TOKENS, NUM_SEQUENCES = 16, 6, 2, 40, 4
 
 
 @pytest.fixture(autouse=True)
@@ -29,135 +28,166 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def router_of(kind: str) -> Router:
-    router = ROUTERS[kind](example_config(RouterConfig, kind), dim=DIM, num_experts=NUM_EXPERTS, top_k=TOP_K)
+def router_of(name: str) -> Router:
+    config = EXAMPLES[name]
+    router = ROUTERS[config.kind](config, dim=DIM, num_experts=NUM_EXPERTS, top_k=TOP_K)
     for seed, parameter in enumerate(router.parameters()):
         parameter.data.copy_(random_rows(*parameter.shape, seed=seed) * 0.5)
     return router
 
 
 def routed(router: Router, x_TD: Tensor, bias_E: Tensor | None = None) -> Routing:
-    return router(x_TD, bias_E, random_tokens(1, len(x_TD)).flatten())
+    return router(x_TD, bias_E, random_tokens(1, len(x_TD)).flatten(), num_sequences=NUM_SEQUENCES)
+
+
+def chosen(routing: Routing) -> Tensor:
+    """Returns bool [T, E]: whether the token has the expert."""
+    return assignments(
+        routing.expert_ids_N, routing.token_ids_N, num_tokens=routing.num_tokens, num_experts=NUM_EXPERTS
+    )
+
+
+def weights(routing: Routing) -> Tensor:
+    """Returns float32 [T, E], 0 where the token has not the expert."""
+    return torch.zeros(routing.num_tokens, NUM_EXPERTS).masked_scatter(chosen(routing), in_cell_order(routing))
+
+
+def in_cell_order(routing: Routing) -> Tensor:
+    """Returns the detached weights of the pairs by token, then by expert."""
+    tokens_N = routing.row_tokens_N[routing.inverse_N]
+    return routing.weights_N.detach()[(tokens_N * NUM_EXPERTS + routing.expert_ids_N).argsort()]
 
 
 def test_registry_has_the_kinds_of_the_config() -> None:
     assert set(ROUTERS) == set(config_classes(RouterConfig))
 
 
-@every_kind
-def test_routing_accounts_for_every_pair(kind: str) -> None:
-    routing = routed(router_of(kind), random_rows(NUM_TOKENS, DIM))
+@every_router
+def test_routing_accounts_for_every_pair(name: str) -> None:
+    routing = routed(router_of(name), random_rows(NUM_TOKENS, DIM))
     num_pairs = routing.num_pairs
     assert routing.num_tokens == NUM_TOKENS
     assert routing.counts_E.shape == (NUM_EXPERTS,)
     assert routing.counts_E.sum() == num_pairs
     assert torch.equal(routing.offsets_E, routing.counts_E.cumsum(0).int())
     assert torch.equal(routing.permutation_N[routing.inverse_N], torch.arange(num_pairs))
-    assert ((routing.expert_ids_TK >= 0) & (routing.expert_ids_TK < NUM_EXPERTS)).all()
-    assert all(len(set(ids)) == TOP_K for ids in routing.expert_ids_TK.tolist())
-    assert (routing.weights_TK >= 0).all()
+    assert ((routing.expert_ids_N >= 0) & (routing.expert_ids_N < NUM_EXPERTS)).all()
+    assert chosen(routing).sum() == num_pairs  # none twice
+    if routing.is_uniform:
+        assert (chosen(routing).sum(dim=1) == TOP_K).all()
+    assert torch.equal(chosen(routing).sum(dim=0), routing.counts_E)
+    assert (routing.weights_N >= 0).all()
 
 
-@every_kind
-def test_statistics_are_finite_and_of_this_routing(kind: str) -> None:
-    routing = routed(router_of(kind), random_rows(NUM_TOKENS, DIM))
+@every_router
+def test_statistics_are_finite_and_of_this_routing(name: str) -> None:
+    routing = routed(router_of(name), random_rows(NUM_TOKENS, DIM))
     stats = routing.stats
     assert stats.stats_S.isfinite().all()
     assert stats.slot("margin_sum") >= 0
     assert torch.equal(stats.counts_E, routing.counts_E)
-    torch.testing.assert_close(stats.gate_mass_E.sum(), routing.weights_TK.sum())
+    torch.testing.assert_close(stats.gate_mass_E.sum(), routing.weights_N.sum())
 
 
-@every_kind
-def test_evaluation_is_reproducible_and_draws_nothing(kind: str) -> None:
-    router, x_TD = router_of(kind).eval(), random_rows(NUM_TOKENS, DIM)
+@every_router
+def test_evaluation_is_reproducible_and_draws_nothing(name: str) -> None:
+    router, x_TD = router_of(name).eval(), random_rows(NUM_TOKENS, DIM)
     before = torch.get_rng_state()
     first, second = routed(router, x_TD), routed(router, x_TD)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.expert_ids_TK, second.expert_ids_TK)
-    assert torch.equal(first.weights_TK, second.weights_TK)
+    assert torch.equal(first.expert_ids_N, second.expert_ids_N)
+    assert torch.equal(first.weights_N, second.weights_N)
 
 
-@every_kind
-def test_training_is_reproducible_from_the_global_generator(kind: str) -> None:
-    router, x_TD = router_of(kind), random_rows(NUM_TOKENS, DIM)
+@every_router
+def test_training_is_reproducible_from_the_global_generator(name: str) -> None:
+    router, x_TD = router_of(name), random_rows(NUM_TOKENS, DIM)
     state = torch.get_rng_state()
     first = routed(router, x_TD)
     torch.set_rng_state(state)
-    assert torch.equal(routed(router, x_TD).expert_ids_TK, first.expert_ids_TK)
+    assert torch.equal(routed(router, x_TD).expert_ids_N, first.expert_ids_N)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ROUTERS if kind != "random"])  # whose draws are by position
-def test_evaluation_routes_each_token_on_its_own(kind: str) -> None:
-    router, x_TD = router_of(kind).eval(), random_rows(NUM_TOKENS, DIM)
+@pytest.mark.parametrize(
+    "name",
+    # The draws of the random router are by position.
+    [name for name, config in EXAMPLES.items() if config.kind != "random" and not config.evaluates_ahead],
+)
+def test_evaluation_routes_each_token_on_its_own(name: str) -> None:
+    router, x_TD = router_of(name).eval(), random_rows(NUM_TOKENS, DIM)
     tokens_T = random_tokens(1, NUM_TOKENS).flatten()
     order_T = torch.randperm(NUM_TOKENS)
     straight, permuted = router(x_TD, None, tokens_T), router(x_TD[order_T], None, tokens_T[order_T])
-    assert torch.equal(permuted.expert_ids_TK, straight.expert_ids_TK[order_T])
-    torch.testing.assert_close(permuted.weights_TK, straight.weights_TK[order_T])
+    assert torch.equal(chosen(permuted), chosen(straight)[order_T])
+    torch.testing.assert_close(weights(permuted), weights(straight)[order_T])
 
 
-@every_kind
-def test_model_trains_with_it(kind: str) -> None:
-    router = example_config(RouterConfig, kind).model_dump()
+@every_router
+def test_model_trains_with_it(name: str) -> None:
+    router = EXAMPLES[name].model_dump()
     model = build_model(model_config(moe=moe_fields(router=router)), seed=0, device=CPU)
     tokens_BL = random_tokens(4, 17)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(10):
-        loss = model(tokens_BL[:, :-1], tokens_BL[:, 1:]).loss
+        _, routings, loss = model(tokens_BL[:, :-1], tokens_BL[:, 1:])
         optimizer.zero_grad()
-        loss.backward()
+        (loss + sum(routing.auxiliary_loss or 0.0 for routing in routings)).backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@every_kind
-def test_weights_and_probabilities_are_finite_float32(kind: str) -> None:
-    routing = routed(router_of(kind), random_rows(NUM_TOKENS, DIM) * 50.0)
-    for tensor in (routing.weights_TK, routing.prob_sum_E, routing.z_sum):
+@every_router
+def test_weights_and_probabilities_are_finite_float32(name: str) -> None:
+    routing = routed(router_of(name), random_rows(NUM_TOKENS, DIM) * 50.0)
+    for tensor in (routing.weights_N, routing.prob_sum_E, routing.z_sum):
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
     torch.testing.assert_close(routing.prob_sum_E.sum(), torch.tensor(float(NUM_TOKENS)), rtol=1e-5, atol=0)
 
 
-@every_learned_kind
-def test_gradient_flows_from_weights_and_statistics(kind: str) -> None:
-    for pick in ("weights_TK", "prob_sum_E", "z_sum"):
-        router = router_of(kind)
-        output = getattr(routed(router, random_rows(NUM_TOKENS, DIM)), pick)
-        (output.flatten() * random_rows(output.numel(), seed=5)).sum().backward()
+@every_learned_router
+def test_gradient_flows_from_weights_and_statistics(name: str) -> None:
+    for pick in ("weights_N", "prob_sum_E", "z_sum"):
+        router = router_of(name)
+        routing = routed(router, random_rows(NUM_TOKENS, DIM))
+        output = getattr(routing, pick)
+        loss = (output.flatten() * random_rows(output.numel(), seed=5)).sum()
+        (loss + (routing.auxiliary_loss or 0.0)).backward()
         for parameter in router.parameters():
             assert parameter.grad.isfinite().all()
             assert parameter.grad.abs().sum() > 0
 
 
-@every_kind
-def test_autocast_changes_nothing(kind: str) -> None:
-    router, x_TD = router_of(kind), random_rows(NUM_TOKENS, DIM)
+@every_router
+def test_autocast_changes_nothing(name: str) -> None:
+    router, x_TD = router_of(name), random_rows(NUM_TOKENS, DIM)
     state = torch.get_rng_state()
     expected = routed(router, x_TD)
     torch.set_rng_state(state)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         routing = routed(router, x_TD)
-    assert torch.equal(routing.expert_ids_TK, expected.expert_ids_TK)
-    assert torch.equal(routing.weights_TK, expected.weights_TK)
+    assert torch.equal(routing.expert_ids_N, expected.expert_ids_N)
+    assert torch.equal(routing.weights_N, expected.weights_N)
 
 
-@every_learned_kind
-def test_selection_bias_raises_an_expert_load(kind: str) -> None:
-    router, x_TD = router_of(kind), random_rows(NUM_TOKENS, DIM)
+@pytest.mark.parametrize(
+    "name",
+    [name for name, each in EXAMPLES.items() if each.is_learned and each.refuses_balancing("loss_free_bias") is None],
+)
+def test_selection_bias_raises_an_expert_load(name: str) -> None:
+    router, x_TD = router_of(name), random_rows(NUM_TOKENS, DIM)
     none_E = torch.zeros(NUM_EXPERTS)
     favoured_E = none_E.clone()
     favoured_E[4] = 0.5
     assert routed(router, x_TD, favoured_E).counts_E[4] > routed(router, x_TD, none_E).counts_E[4]
 
 
-@every_kind
-def test_model_with_it_has_its_closed_form_size_and_role(kind: str) -> None:
-    router = example_config(RouterConfig, kind).model_dump()
+@every_router
+def test_model_with_it_has_its_closed_form_size_and_role(name: str) -> None:
+    router = EXAMPLES[name].model_dump()
     config = model_config(moe=moe_fields(router=router))
     model = build_model(config, seed=0, device=META)
     assert model_size(config).total == sum(parameter.numel() for parameter in model.parameters())

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter
 
 from trainer.config.attention import AttentionConfig
+from trainer.config.routers import RouterConfig
 
 
 def config_classes(union: Any) -> dict[str, type[BaseModel]]:
@@ -83,6 +84,20 @@ def attention_examples() -> dict[str, Any]:
     smallest = {kind: example_config(AttentionConfig, kind) for kind in config_classes(AttentionConfig)}
     adapter: TypeAdapter[Any] = TypeAdapter(AttentionConfig)
     return smallest | {name: adapter.validate_python(fields) for name, fields in ATTENTION_VARIANTS.items()}
+
+
+ROUTER_VARIANTS: dict[str, dict[str, Any]] = {
+    "expert_choice-predictor": {"kind": "expert_choice", "score": "sigmoid", "predictor": True, "bias": True},
+    "expert_choice-sequence": {"kind": "expert_choice", "scope": "sequence", "capacity_factor": 0.7, "scale": 2.5},
+}
+"""Configs beyond the smallest of each kind, for the options that have code of their own."""
+
+
+def router_examples() -> dict[str, Any]:
+    """Returns the smallest config of every router kind, and the variants, by a name for test ids."""
+    smallest = {kind: example_config(RouterConfig, kind) for kind in config_classes(RouterConfig)}
+    adapter: TypeAdapter[Any] = TypeAdapter(RouterConfig)
+    return smallest | {name: adapter.validate_python(fields) for name, fields in ROUTER_VARIANTS.items()}
 
 
 def _small_value(schema: dict[str, Any]) -> Any:
