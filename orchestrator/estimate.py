@@ -16,7 +16,8 @@ from orchestrator.search.stop import rung_tokens
 from orchestrator.search.trial_points import sample_points
 from orchestrator.spec import ASHAScheduler, ExperimentSpec
 from trainer.config import TrainConfig
-from trainer.metrics.catalog import ROUTER_SCALARS, SCALARS
+from trainer.config.precision import QuantizedExpertsSection
+from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
 from trainer.model.size import MemoryEstimate, ModelSize, flops_per_token, memory_estimate, model_size
 
 CPU_FLOPS = 10e9
@@ -240,6 +241,9 @@ def _disk_gib(spec: ExperimentSpec, config: TrainConfig) -> float:
     per_step = 8 * (3 + len(SCALARS))
     if config.model.moe is not None:
         num_layers = config.model.layer_kinds().count("moe")
-        per_step += num_layers * (28 + 4 * len(ROUTER_SCALARS) + 4 * config.model.moe.num_experts)
+        num_columns = len(ROUTER_SCALARS)
+        if isinstance(config.precision, QuantizedExpertsSection):
+            num_columns += len(QUANTIZATION_SCALARS)
+        per_step += num_layers * (28 + 4 * num_columns + 4 * config.model.moe.num_experts)
     telemetry_bytes = config.num_steps * per_step * _TELEMETRY_RATIO
     return (num_checkpoints * checkpoint_bytes + telemetry_bytes) / 2**30

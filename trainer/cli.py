@@ -19,14 +19,14 @@ from rich.table import Table
 
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest, RunSummary
-from trainer.config_file import ConfigRejected, read_config
+from trainer.config_file import ConfigRejected, find_config
+from trainer.interop.commands import export_command, import_command
 from trainer.model.size import flops_per_token, memory_estimate, model_size
+from trainer.presets import preset_names
 from trainer.reporter import STOP_FILE
 from trainer.telemetry.progress import Progress
 
-CONFIG_ARGUMENT = click.argument(
-    "config_file", metavar="CONFIG", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+CONFIG_ARGUMENT = click.argument("config_name", metavar="CONFIG")
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -40,6 +40,10 @@ class Rejected(click.ClickException):
 def main() -> None:
     """Train one model, or look at what a config means."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+main.add_command(export_command)
+main.add_command(import_command)
 
 
 @main.command()
@@ -56,7 +60,7 @@ def main() -> None:
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder of token caches.")
 @JSON_OPTION
 def train(
-    config_file: Path,
+    config_name: str,
     out: Path,
     resume: bool,
     threads: int | None,
@@ -64,11 +68,11 @@ def train(
     cache: Path | None,
     as_json: bool,
 ) -> None:
-    """Train the model of CONFIG (a train config, or an experiment spec's base) into --out.
+    """Train the model of CONFIG (a train config, an experiment spec's base, or a preset's name) into --out.
 
     Ctrl-C writes a checkpoint and ends with status 130; --resume then goes on as if nothing had happened.
     """
-    config = _config(config_file)
+    config = _config(config_name)
     if not resume and (out / "config.json").exists():
         raise Rejected(f"{out} already holds a run; add --resume to continue it, or choose another folder")
     # Here and not above: `params` and `data` answer without loading torch.
@@ -101,24 +105,26 @@ def train(
 
         run(request, reports.append, on_progress=on_progress)
         bar.update(task, completed=reports[-1].step)
-    _end(reports[-1], received=received, console=console, config_file=config_file, out=out, as_json=as_json)
+    _end(reports[-1], received=received, console=console, config_name=config_name, out=out, as_json=as_json)
 
 
 @main.command()
-@CONFIG_ARGUMENT
+@click.argument("config_name", metavar="[CONFIG]", required=False)
 @JSON_OPTION
-def params(config_file: Path, as_json: bool) -> None:
-    """Print the parameters, FLOPs and memory of the model in CONFIG; nothing is built."""
-    config = _config(config_file)
-    figures: dict[str, Any] = {
-        **asdict(model_size(config.model)),
-        "flops_per_token": flops_per_token(config.model, seq_len=config.data.seq_len),
-        "memory_gib": {name.removesuffix("_gib"): value for name, value in asdict(memory_estimate(config)).items()},
-    }
+def params(config_name: str | None, as_json: bool) -> None:
+    """Print the parameters, FLOPs and memory of the model in CONFIG; nothing is built.
+
+    CONFIG is a train config, an experiment spec or a preset's name; without one, all presets are listed.
+    """
+    if config_name is None:
+        presets = {name: _size_figures(_config(name)) for name in preset_names()}
+        click.echo(json.dumps(presets)) if as_json else _print_presets(presets)
+        return
+    figures = _size_figures(_config(config_name))
     if as_json:
         click.echo(json.dumps(figures))
         return
-    table = Table("figure", "value", title=str(config_file))
+    table = Table("figure", "value", title=config_name)
     for name, value in figures.items():
         if isinstance(value, dict):
             for part, gib in value.items():
@@ -165,11 +171,45 @@ def data(build_cache: bool, cache: Path | None, as_json: bool) -> None:
     Console().print(table)
 
 
-def _config(path: Path) -> TrainConfig:
+def _config(name: str) -> TrainConfig:
     try:
-        return read_config(path)
+        return find_config(name)
     except ConfigRejected as error:
         raise Rejected(str(error)) from error
+
+
+def _size_figures(config: TrainConfig) -> dict[str, Any]:
+    return {
+        **asdict(model_size(config.model)),
+        "flops_per_token": flops_per_token(config.model, seq_len=config.data.seq_len),
+        "memory_gib": {name.removesuffix("_gib"): value for name, value in asdict(memory_estimate(config)).items()},
+    }
+
+
+def _print_presets(presets: dict[str, dict[str, Any]]) -> None:
+    table = Table(title="presets")
+    table.add_column("preset", no_wrap=True)
+    for name in ("total", "active", "-in emb", "-emb", "GFLOPs", "GiB"):
+        table.add_column(name, justify="right")
+    for name, figures in presets.items():
+        counts = ("total", "active", "active_minus_input_embedding", "non_embedding_active")
+        table.add_row(
+            name,
+            *(_short_count(figures[count]) for count in counts),
+            f"{figures['flops_per_token'] / 1e9:,.3g}",
+            f"{figures['memory_gib']['total']:,.0f}" if figures["memory_gib"]["total"] >= 10 else "< 10",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "Parameters: all, and active ones with both embeddings, without the input's, without both; training FLOPs per "
+        "token; memory of one worker. Exact: evenload params PRESET",
+        soft_wrap=True,
+    )
+
+
+def _short_count(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
 
 
 def _opening(config: TrainConfig, checkpoint: Path | None) -> str:
@@ -224,14 +264,14 @@ def _stop_on_signal(out: Path, console: Console) -> Iterator[list[int]]:
 
 
 def _end(
-    last: RunReport, *, received: list[int], console: Console, config_file: Path, out: Path, as_json: bool
+    last: RunReport, *, received: list[int], console: Console, config_name: str, out: Path, as_json: bool
 ) -> None:
     """Print how the run ended and exit with the status that says so."""
     if last.kind == "failed":
         raise click.ClickException(f"the run failed at step {last.step} ({last.cause}): {last.message}")
     if last.kind == "stopped":
         console.print(
-            f"stopped at step {last.step}; to go on: evenload train {config_file} --out {out} --resume", soft_wrap=True
+            f"stopped at step {last.step}; to go on: evenload train {config_name} --out {out} --resume", soft_wrap=True
         )
         sys.exit(128 + received[0] if received else 0)
     assert last.summary is not None
@@ -259,5 +299,6 @@ def _print_summary(console: Console, summary: RunSummary) -> None:
         )
     console.print(
         f"final loss {summary.final_loss:.3f} nats/token, {summary.num_spikes} spikes, "
-        f"{summary.tokens_per_s:,.0f} tokens/s over {summary.training_duration_s:.1f} s of training"
+        f"{summary.tokens_per_s:,.0f} tokens/s over {summary.training_duration_s:.1f} s of training in "
+        f"{summary.precision}"
     )

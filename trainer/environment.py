@@ -33,8 +33,8 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     write_durably(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
 
 
-def write_environment(folder: Path, *, world: World, data_fingerprint: str) -> None:
-    """Write what the run runs on."""
+def write_environment(folder: Path, *, world: World, data_fingerprint: str, precision: str) -> None:
+    """Write what the run runs on; `precision` says in what it computes there (`Precision.description`)."""
     git = git_state()
     document = {
         "git_commit": git.commit,
@@ -47,6 +47,7 @@ def write_environment(folder: Path, *, world: World, data_fingerprint: str) -> N
         "device_name": device_name(world.device),
         "num_threads": torch.get_num_threads(),
         "world_size": world.world_size,
+        "precision": precision,
         "data_fingerprint": data_fingerprint,
     }
     write_durably(folder / ENVIRONMENT_FILE, json.dumps(document, indent=1).encode())

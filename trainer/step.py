@@ -105,6 +105,8 @@ class TrainStep:
         for number, micro_batch in enumerate(micro_batches, start=1):
             with self._gradient_sync(last=number == len(micro_batches)):
                 self._backward(micro_batch, share=1.0 / len(micro_batches), buffer=buffer)
+        if (casts_MOC := self._precision.take_cast_counts()) is not None:
+            buffer.add_casts(casts_MOC)
         counts_ME = buffer.reduce_step()
         grad_norm, skipped = self._update.step(buffer.step_loss())
         buffer.finish_step(grad_norm=grad_norm, selection_bias_LE=self._selection_bias_ME(), skipped=skipped)

@@ -202,6 +202,7 @@ class Training:
             max_dead_fraction=router and router.max_dead_fraction,
             num_spikes=self.telemetry.num_spikes,
             num_skipped_steps=self.telemetry.num_skipped_steps,
+            precision=self._precision.description,
             tokens_per_s=tokens_per_s(self.tokens, self.clock.duration_s),
             training_duration_s=self.clock.duration_s,
             total_parameters=size.total,

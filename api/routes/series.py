@@ -9,7 +9,7 @@ from api.dependencies import DatabaseOf, SettingsOf
 from api.problems import NOT_FOUND, problems
 from api.schemas.router import LoadHistoryMeta, RouterGrid, RouterLoads, RouterMetric
 from api.schemas.series import Evaluation, EvaluationList, Series, SeriesItem, SeriesRequest, Spike, SpikeList, X
-from api.telemetry import SERIES, X_UNITS, check_keys, config_of, run_source, trial_source
+from api.telemetry import LAYER_SERIES, SERIES, X_UNITS, check_keys, config_of, run_source, trial_source
 from orchestrator.errors import NotFound
 from orchestrator.tracking.loads import load_history, loads_at
 from orchestrator.tracking.series import evaluations, query_series, spikes
@@ -69,7 +69,7 @@ def get_router(
 ) -> RouterGrid:
     """Router metrics of every MoE layer over training; a dense model has no layers here."""
     wanted = list(dict.fromkeys(keys or ROUTER_SCALARS))
-    check_keys(wanted, ROUTER_SCALARS, place="/query/keys")
+    check_keys(wanted, LAYER_SERIES, place="/query/keys")
     with database.read() as work:
         trial = work.trials.get(trial_id)
         source = trial_source(work, trial, settings.home)
@@ -96,7 +96,7 @@ def get_router(
                 max=[by_place[key, layer].max for layer in layers],
             )
             for key in wanted
-            if layers
+            if layers and (key, layers[0]) in by_place
         ],
     )
 

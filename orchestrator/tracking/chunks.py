@@ -85,7 +85,8 @@ def columns(
         steps: only chunks that hold any step of this range (both included); rows outside it may come along.
 
     Returns:
-        Column name -> array. All arrays have the same length; it is 0 if nothing was recorded yet.
+        Column name -> array. All arrays have the same length; it is 0 if nothing was recorded yet. A column that a
+        chunk does not have is NaN there: not every run records every metric.
     """
     wanted = tuple(dict.fromkeys(("step", *names)))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
@@ -119,7 +120,8 @@ def _read_version(path: Path, names: tuple[str, ...], mtime_ns: int, size: int) 
     # Time and size only key the cache: a name can come back with other rows when a run resumes in its own folder.
     del mtime_ns, size
     table = pq.ParquetFile(path).read(columns=list(names))
-    return tuple(_to_numpy(table.column(name)) for name in names)
+    known = frozenset(table.column_names)
+    return tuple(_to_numpy(table.column(name)) if name in known else np.full(len(table), np.nan) for name in names)
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:

@@ -19,7 +19,7 @@ from orchestrator.store.records import ExperimentRecord, TrialRecord
 from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.series import Source, evaluations, spikes
 from trainer.config import TrainConfig
-from trainer.metrics.catalog import ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
 
 MAX_SCALAR_POINTS = 500
 MAX_ROUTER_POINTS = 100
@@ -80,15 +80,16 @@ def step_points(source: Source, config: TrainConfig, *, after: int, until: int |
     for row in rows:
         for key in SCALARS:
             yield Point(key, float(table[key][row]), int(table["time_ms"][row]), int(table["step"][row]))
-    table = columns(source.folders, "router", ["time_ms", *ROUTER_SCALARS], steps=steps)
+    table = columns(source.folders, "router", ["time_ms", *ROUTER_SCALARS, *QUANTIZATION_SCALARS], steps=steps)
     if not len(table["step"]):
         return
     # Rows of a step lie together, layer after layer.
     starts = np.flatnonzero(np.diff(table["step"], prepend=-1))
     counts = np.diff(starts, append=len(table["step"]))
+    recorded = (*ROUTER_SCALARS, *(key for key in QUANTIZATION_SCALARS if not np.isnan(table[key]).all()))
     over_layers = {
         (key, word): reduced
-        for key in ROUTER_SCALARS
+        for key in recorded
         for word, reduced in (
             ("min", np.fmin.reduceat(table[key].astype(np.float64), starts)),
             ("mean", np.add.reduceat(table[key].astype(np.float64), starts) / counts),

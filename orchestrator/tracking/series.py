@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from orchestrator.tracking.chunks import chunks, columns, pieces
-from trainer.metrics.catalog import METRICS, ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import METRICS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
 
 XAxis = Literal["step", "tokens", "time", "flops"]
 """`time` is seconds since the trial's first step, `flops` training FLOPs."""
@@ -232,7 +232,7 @@ def x_values(source: Source, table: dict[str, np.ndarray], x: XAxis) -> np.ndarr
 
 
 def _check_key(key: str) -> None:
-    known = (*SCALARS, *ROUTER_SCALARS, *EVALUATION_METRICS)
+    known = (*SCALARS, *ROUTER_SCALARS, *QUANTIZATION_SCALARS, *EVALUATION_METRICS)
     if key not in known:
         raise ValueError(f"there is no series {key!r}; there are: {', '.join(known)}")
 
@@ -255,7 +255,7 @@ def _curves(source: Source, key: str, x: XAxis, layers: Layers) -> Iterator[_Cur
 def _layer_curves(source: Source, key: str, x: XAxis, layers: Layers) -> Iterator[_Curve]:
     table = columns(source.folders, "router", ["tokens", "time_ms", "layer", key])
     ys = table[key].astype(np.float64)
-    if not len(ys):
+    if not len(ys) or (key in QUANTIZATION_SCALARS and np.isnan(ys).all()):
         if layers != "each":
             yield _Curve(source, key, None, None, _NO_ROWS, _NO_ROWS)
         return

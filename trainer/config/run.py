@@ -90,9 +90,9 @@ class RunSummary(Section):
     max_dead_fraction: float | None
     num_spikes: int
     num_skipped_steps: int = 0
+    """Steps without an update, see `loop.skip_spikes`."""
     precision: str | None = None
     """What the run computed in, and whether the device does or float32 emulates it. None: not noted by an older run."""
-    """Steps without an update, see `loop.skip_spikes`."""
     tokens_per_s: float
     training_duration_s: float
     total_parameters: int

@@ -11,7 +11,7 @@ from trainer.config.clipping import ClippingConfig, GlobalNormConfig, NoClipping
 from trainer.config.data import TOKENIZER_VOCAB_SIZES, DataConfig
 from trainer.config.model import ModelConfig
 from trainer.config.optimizers import OptimizerConfig
-from trainer.config.precision import Float32Config, PrecisionConfig
+from trainer.config.precision import Float32Config, PrecisionConfig, QuantizedExpertsSection
 from trainer.config.schedules import CosineScheduleConfig, ScheduleConfig
 from trainer.config.section import Section
 
@@ -91,6 +91,24 @@ class TrainConfig(Section):
                 f"model.vocab_size={self.model.vocab_size} is smaller than the {needed} tokens of "
                 f"data.tokenizer={self.data.tokenizer!r}; use at least {needed}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _precision_fits(self) -> "TrainConfig":
+        precision, moe = self.precision, self.model.moe
+        if not isinstance(precision, QuantizedExpertsSection):
+            return self
+        if moe is None:
+            raise ValueError(
+                f"precision.kind={precision.kind!r} is one of experts' matmuls, and model.moe is null; "
+                f"choose {precision.rest!r}"
+            )
+        for path, width in (("model.dim", self.model.dim), ("model.moe.hidden_dim", moe.hidden_dim)):
+            if width % precision.dim_multiple:
+                raise ValueError(
+                    f"{path}={width} is not a multiple of {precision.dim_multiple}, which precision.kind="
+                    f"{precision.kind!r} asks for; change it or the precision"
+                )
         return self
 
     @model_validator(mode="after")

@@ -201,6 +201,60 @@ _DECLARED = (
         description="Tokens sent to each expert in the step, over all workers and micro-batches.",
     ),
     MetricSpec(
+        name="quantization/activation_zero_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Of the activations other than 0 cast for the experts' matmuls, those that became 0.",
+    ),
+    MetricSpec(
+        name="quantization/activation_saturated_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Of the activations other than 0 cast for the experts' matmuls, those clipped.",
+    ),
+    MetricSpec(
+        name="quantization/weight_zero_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Of the weights other than 0 cast for the experts' matmuls, those that became 0.",
+    ),
+    MetricSpec(
+        name="quantization/weight_saturated_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Of the weights other than 0 cast for the experts' matmuls, those clipped.",
+    ),
+    MetricSpec(
+        name="quantization/gradient_zero_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Of the activations' gradients other than 0 cast for the experts' matmuls, those that became 0.",
+    ),
+    MetricSpec(
+        name="quantization/gradient_saturated_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Of the activations' gradients other than 0 cast for the experts' matmuls, those clipped.",
+    ),
+    MetricSpec(
         name="specialization/mutual_information",
         unit="bits",
         axes=("layer",),
@@ -217,3 +271,6 @@ SCALARS = tuple(name for name in METRICS if name.split("/")[0] in {"train", "opt
 
 ROUTER_SCALARS = tuple(name for name in METRICS if name.startswith("router/") and name != "router/load")
 """Columns of the router telemetry besides `router/load`: one value per (step, layer)."""
+
+QUANTIZATION_SCALARS = tuple(name for name in METRICS if name.startswith("quantization/"))
+"""Further columns of the router telemetry, one value per (step, layer): of runs whose experts are quantised."""

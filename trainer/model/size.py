@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from trainer.config.model import ModelConfig, MoEConfig
 from trainer.config.optimizers import ParameterRole
+from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.routers import LearnedRouterSection
 from trainer.config.train import TrainConfig
 from trainer.model.attention_size import attention_activation_bytes, attention_parameters, mixing_flops
@@ -101,7 +102,8 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     """Returns what one worker needs, every worker holding the whole model.
 
     - weights and gradients: 4 bytes per parameter each; in bf16 autocast 2 more per weight for the cast copies,
-      the embedding's excepted.
+      the embedding's excepted. A precision of the experts' matmuls keeps no copies: it casts their operands, whole
+      matrices of float32 numbers where it is emulated, for each matmul anew, and keeps what its `rest` keeps.
     - optimizer: 4 bytes per value. AdamW keeps two values per parameter, Lion one; Muon one, and two where it leaves
       a parameter to AdamW; Adafactor a row and a column per matrix, at most an eighth of a value per parameter where
       matrices have 16 rows and columns or more.
@@ -123,8 +125,9 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     model = config.model
     num_parameters = model_size(model).total
     num_tokens = config.loop.micro_batch_size * config.data.seq_len
-    operand = _OPERAND_BYTES[config.precision.kind]
-    cast_copies = 2 * model_size(model).non_embedding_total if operand == 2 else 0
+    precision = config.precision
+    operand = _OPERAND_BYTES[precision.rest if isinstance(precision, QuantizedExpertsSection) else precision.kind]
+    cast_copies = 2 * _autocast_parameters(config) if operand == 2 else 0
     activations = num_tokens * (
         16 * model.dim
         + sum(
@@ -151,6 +154,16 @@ def head_chunk_tokens(vocab_size: int, *, device_type: str) -> int:
     never fewer than 64 tokens, so that the weight's gradient is not added up in too many passes.
     """
     return max((2**20 if device_type == "cpu" else 2**26) // vocab_size, 64)
+
+
+def _autocast_parameters(config: TrainConfig) -> int:
+    """Returns the parameters that bf16 autocast copies."""
+    model = config.model
+    size = model_size(model).non_embedding_total
+    if not isinstance(config.precision, QuantizedExpertsSection):
+        return size
+    moe, num_layers = _moe(model), model.layer_kinds().count("moe")
+    return size - num_layers * moe.num_experts * _expert_parameters(model.dim, moe).matrices
 
 
 class _Parameters(NamedTuple):
@@ -181,7 +194,7 @@ def _feed_forward_parameters(config: ModelConfig, kind: str, *, active: bool) ->
 
 def _router_parameters(dim: int, moe: MoEConfig) -> _Parameters:
     biases = int(isinstance(moe.router, LearnedRouterSection) and moe.router.bias) + int(_has_predictor(moe))
-    return _Parameters(_ROUTER_PARAMETERS[moe.router.kind](dim, moe), biases * moe.num_experts)
+    return _Parameters(_ROUTER_PARAMETERS[moe.router.kind](dim, moe), biases * moe.num_router_outputs)
 
 
 def _has_predictor(moe: MoEConfig) -> bool:
@@ -207,7 +220,7 @@ def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int
     if moe.shared_gate:
         shared += operand * config.dim + 8 + (2 * config.dim if operand == 2 else 0)
     routed = round(moe.router.experts_per_token(moe.top_k) * pair)
-    return norms + outputs + routed + shared + (20 if _has_predictor(moe) else 12) * moe.num_experts
+    return norms + outputs + routed + shared + (20 if _has_predictor(moe) else 12) * moe.num_router_outputs
 
 
 def _optimizer_values(config: TrainConfig) -> float:
@@ -241,9 +254,9 @@ _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
     "group_limited": lambda dim, moe: dim * moe.num_experts,
     "hash": lambda dim, moe: 0,
     "random": lambda dim, moe: 0,
-    "sinkhorn": lambda dim, moe: dim * moe.num_experts,
-    "top_k": lambda dim, moe: dim * moe.num_experts,
+    "sinkhorn": lambda dim, moe: dim * moe.num_router_outputs,
+    "top_k": lambda dim, moe: dim * moe.num_router_outputs,
 }
 _OPTIMIZER_VALUES = {"adamw": 2.0, "muon": 1.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
 _KEPT_FEATURES = {"swiglu": 4, "geglu": 4, "clamped_swiglu": 7}  # gate, up, what is made of them, and their product
-_OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}
+_OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}  # of what matmuls keep; the experts' keep it before their own casts

@@ -19,6 +19,10 @@ class BFloat16Autocast(Precision):
         del config
         self.device_type = device.type
 
+    @property
+    def description(self) -> str:
+        return "bf16_autocast"
+
     @contextmanager
     def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device_type, dtype=torch.bfloat16):

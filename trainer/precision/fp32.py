@@ -14,5 +14,9 @@ class Float32(Precision):
     def __init__(self, config: Float32Config, device: torch.device) -> None:
         del config, device
 
+    @property
+    def description(self) -> str:
+        return "fp32"
+
     def autocast(self) -> AbstractContextManager[None]:
         return nullcontext()

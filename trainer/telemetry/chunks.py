@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trainer.config.run import DomainEvaluation
 from trainer.durable import commit, temporary_name
-from trainer.metrics.catalog import ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
 
 TELEMETRY_FOLDER = "telemetry"
 
@@ -34,7 +34,8 @@ class StepBlock:
     Attributes:
         steps, tokens, time_ms: int64 [S].
         scalars: `catalog.SCALARS` name -> float64 [S].
-        router: `catalog.ROUTER_SCALARS` name -> float64 [S, L]; empty for a dense model.
+        router: `catalog.ROUTER_SCALARS` name -> float64 [S, L]; empty for a dense model. Where the experts are
+            quantised, those of `QUANTIZATION_SCALARS` too.
         loads_E: int64 [S, L, E].
     """
 
@@ -130,7 +131,7 @@ def _router_table(blocks: Sequence[StepBlock], layers: NDArray[np.int32]) -> pa.
         for name, attribute in (("step", "steps"), ("tokens", "tokens"), ("time_ms", "time_ms"))
     }
     columns["layer"] = pa.array(np.tile(layers, num_steps))
-    for name in ROUTER_SCALARS:
+    for name in (*ROUTER_SCALARS, *(name for name in QUANTIZATION_SCALARS if name in blocks[0].router)):
         values = np.concatenate([block.router[name] for block in blocks])
         columns[name] = pa.array(values.reshape(-1).astype(np.float32))
     columns["router/load"] = pa.FixedSizeListArray.from_arrays(

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import TrainConfig
+from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.run import DomainEvaluation
 from trainer.errors import TrainingDiverged
 from trainer.metrics.catalog import SCALARS
+from trainer.metrics.quantization import quantization_losses
 from trainer.metrics.router_health import router_health
 from trainer.metrics.throughput import TrainingClock, tokens_per_s
 from trainer.telemetry.chunks import ChunkWriter, StepBlock, delete_chunks_after
@@ -71,6 +73,7 @@ class Telemetry:
             num_experts=config.model.moe.num_experts if config.model.moe else 0,
             step_tokens=config.step_tokens,
             world=world,
+            quantizes=isinstance(config.precision, QuantizedExpertsSection),
         )
         self._step = 0
         self._lrs: list[float] = []
@@ -198,6 +201,8 @@ class Telemetry:
         loads_E = np.zeros((num_steps, 0, 0), dtype=np.int64)
         if rows.router is not None:
             router = {name: values[kept] for name, values in router_health(rows.router).items()}
+            if rows.casts is not None:
+                router |= quantization_losses(rows.casts[kept])
             loads_E = rows.router.counts_E[kept]
         return StepBlock(
             steps=steps,

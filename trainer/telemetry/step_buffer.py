@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import NUM_SUM_SLOTS, STAT_NAMES
+from kernels.quantize import COUNT_NAMES, OPERAND_NAMES
 from trainer.metrics.router_health import RouterSums
 from trainer.model.routing import LayerRouting
 from trainer.world import World
@@ -22,16 +23,21 @@ MAX_BUFFER_BYTES = 64 * 2**20
 """Bound on the buffer; a longer logging interval is then copied in several parts."""
 
 _NUM_MAX_SLOTS = len(STAT_NAMES) - NUM_SUM_SLOTS
+_CASTS_PER_LAYER = len(OPERAND_NAMES) * len(COUNT_NAMES)
 
 
 class StepRows(NamedTuple):
-    """The drained steps on the host: float64 [S] each; `router` is None for a dense model."""
+    """The drained steps on the host: float64 [S] each; `router` is None for a dense model.
+
+    casts: float64 [S, L, operands, counts], what casts of the experts' matmuls lost; None without a narrow precision.
+    """
 
     loss: NDArray[np.float64]
     balancing_loss: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
     skipped: NDArray[np.float64]
     router: RouterSums | None
+    casts: NDArray[np.float64] | None = None
 
 
 class StepBuffer:
@@ -46,16 +52,25 @@ class StepBuffer:
         num_layers, num_experts: of the MoE layers; 0 for a dense model.
         step_tokens: tokens of a step over all workers.
         world: reduces the rows.
+        quantizes: whether the experts' matmuls are in a narrow format, whose casts are counted.
     """
 
     def __init__(
-        self, *, log_every_steps: int, num_layers: int, num_experts: int, step_tokens: int, world: World
+        self,
+        *,
+        log_every_steps: int,
+        num_layers: int,
+        num_experts: int,
+        step_tokens: int,
+        world: World,
+        quantizes: bool = False,
     ) -> None:
         self._shape_LE = (num_layers, num_experts)
         self._step_tokens = step_tokens
         self._world = world
         pairs = num_layers * num_experts
-        self._num_sums = 2 + 2 * pairs + num_layers * NUM_SUM_SLOTS
+        self._num_routing_sums = 2 + 2 * pairs + num_layers * NUM_SUM_SLOTS
+        self._num_sums = self._num_routing_sums + (num_layers * _CASTS_PER_LAYER if quantizes else 0)
         self._num_maxima = num_layers * _NUM_MAX_SLOTS
         width = self._num_sums + self._num_maxima + 2 + num_layers
         self.capacity = max(1, min(log_every_steps, MAX_BUFFER_BYTES // (8 * width)))
@@ -98,9 +113,13 @@ class StepBuffer:
             torch.stack([routing.stats.prob_sum_E for routing in routings]).flatten(),
             stats_LS[:, :NUM_SUM_SLOTS].flatten(),
         )
-        row_W[2 : self._num_sums].add_(torch.cat([part.double() for part in sums]))
+        row_W[2 : self._num_routing_sums].add_(torch.cat([part.double() for part in sums]))
         maxima_W = row_W[self._num_sums : self._num_sums + self._num_maxima]
         torch.maximum(maxima_W, stats_LS[:, NUM_SUM_SLOTS:].flatten().double(), out=maxima_W)
+
+    def add_casts(self, counts_LOC: Tensor) -> None:
+        """Add what casts lost to the open row (`Precision.take_cast_counts`)."""
+        self._rows_SW[self._num_rows - 1, self._num_routing_sums : self._num_sums].add_(counts_LOC.flatten())
 
     def reduce_step(self) -> Tensor:
         """Sum the open row over the workers; return the step's counts, float32 [L, E], for the balancers."""
@@ -141,7 +160,14 @@ class StepBuffer:
             grad_norm=values[:, first_local],
             skipped=values[:, first_local + 1],
             router=self._router_sums(values),
+            casts=self._casts(values),
         )
+
+    def _casts(self, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        if self._num_sums == self._num_routing_sums:
+            return None
+        shape = (len(values), self._shape_LE[0], len(OPERAND_NAMES), len(COUNT_NAMES))
+        return values[:, self._num_routing_sums : self._num_sums].reshape(shape)
 
     def _router_sums(self, values: NDArray[np.float64]) -> RouterSums | None:
         num_layers, num_experts = self._shape_LE
@@ -149,7 +175,7 @@ class StepBuffer:
             return None
         num_rows, pairs = len(values), num_layers * num_experts
         shape = (num_rows, num_layers, num_experts)
-        stats = values[:, 2 + 2 * pairs : self._num_sums].reshape(num_rows, num_layers, NUM_SUM_SLOTS)
+        stats = values[:, 2 + 2 * pairs : self._num_routing_sums].reshape(num_rows, num_layers, NUM_SUM_SLOTS)
         maxima = values[:, self._num_sums : self._num_sums + self._num_maxima].reshape(num_rows, num_layers, -1)
 
         def total(name: str) -> NDArray[np.float64]:
