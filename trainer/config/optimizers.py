@@ -131,6 +131,57 @@ class AdafactorConfig(Section):
     embedding: RateOverrides = RateOverrides()
 
 
+class SOAPConfig(Section):
+    """SOAP: AdamW in the eigenbasis of Shampoo's preconditioner, for the matrices of dense layers and of each expert.
+
+    Embeddings, routers and all vectors are left to AdamW, with the same betas. An M x N matrix keeps 2*M*N numbers as
+    in AdamW and 2*M*M + 2*N*N more. Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3, whose defaults these are.
+    """
+
+    kind: Literal["soap"] = "soap"
+    lr: LearningRate
+    beta1: float = Field(default=0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Of the second moments, and of the matrices whose eigenvectors are the bases."""
+    eps: float = Field(default=1e-8, gt=0, le=1e-2)
+    refresh_every: int = Field(default=10, ge=1, le=100_000)
+    """Steps between refreshes of the bases."""
+    max_dim: int = Field(default=8192, ge=1, le=1_000_000)
+    """Longest side of a matrix that gets a basis; a longer one stays as it is."""
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    dense: GroupOverrides = GroupOverrides()
+    router: RouterOverrides = RouterOverrides()
+    expert: GroupOverrides = GroupOverrides()
+    embedding: GroupOverrides = GroupOverrides()
+
+
+class ShampooConfig(Section):
+    """Shampoo, its steps as long as AdamW's, for the matrices of dense layers and of each expert.
+
+    Embeddings, routers and all vectors are left to AdamW, with the same betas. An M x N matrix keeps 2*M*N numbers as
+    in AdamW and 2*M*M + 2*N*N more. Sources: Gupta et al. 2018, arXiv:1802.09568; Shi et al. 2023 (Distributed
+    Shampoo), arXiv:2309.06497.
+    """
+
+    kind: Literal["shampoo"] = "shampoo"
+    lr: LearningRate
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Of the second moments that set a step's length, and of the matrices whose roots set its direction."""
+    eps: float = Field(default=1e-8, gt=0, le=1e-2)
+    root_eps: float = Field(default=1e-6, gt=0, le=1)
+    """Share of the largest eigenvalue that is added to all of them before the root."""
+    refresh_every: int = Field(default=10, ge=1, le=100_000)
+    """Steps between refreshes of the roots."""
+    max_dim: int = Field(default=8192, ge=1, le=1_000_000)
+    """Longest side of a matrix that gets a root; a longer one stays as it is."""
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    dense: GroupOverrides = GroupOverrides()
+    router: RouterOverrides = RouterOverrides()
+    expert: GroupOverrides = GroupOverrides()
+    embedding: GroupOverrides = GroupOverrides()
+
+
 class AdamWRule(RateOverrides):
     """AdamW for one role; see AdamWConfig."""
 
@@ -166,8 +217,33 @@ class AdafactorRule(RateOverrides):
     min_weight_rms: float = Field(default=1e-3, gt=0, le=1)
 
 
-RoleRule = Annotated[
-    AdamWRule | MuonRule | LionRule | AdafactorRule, Field(discriminator="kind"), kind_defaults_to("adamw")
+class SOAPRule(RateOverrides):
+    """SOAP for the matrices of one role, AdamW for the role's vectors; see SOAPConfig."""
+
+    kind: Literal["soap"] = "soap"
+    beta1: float = Field(default=0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0, le=1e-2)
+    refresh_every: int = Field(default=10, ge=1, le=100_000)
+    max_dim: int = Field(default=8192, ge=1, le=1_000_000)
+
+
+class ShampooRule(RateOverrides):
+    """Shampoo for the matrices of one role, AdamW for the role's vectors; see ShampooConfig."""
+
+    kind: Literal["shampoo"] = "shampoo"
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0, le=1e-2)
+    root_eps: float = Field(default=1e-6, gt=0, le=1)
+    refresh_every: int = Field(default=10, ge=1, le=100_000)
+    max_dim: int = Field(default=8192, ge=1, le=1_000_000)
+
+
+OptimizerRule = Annotated[
+    AdamWRule | MuonRule | LionRule | AdafactorRule | SOAPRule | ShampooRule,
+    Field(discriminator="kind"),
+    kind_defaults_to("adamw"),
 ]
 
 
@@ -181,14 +257,14 @@ class ByRoleConfig(Section):
     lr: LearningRate
     weight_decay: float = Field(default=0.1, ge=0, le=10)
     """Of roles that have none of their own; a router without one is not decayed."""
-    dense: RoleRule = AdamWRule()
-    router: RoleRule = AdamWRule()
-    expert: RoleRule = AdamWRule()
-    embedding: RoleRule = AdamWRule()
+    dense: OptimizerRule = AdamWRule()
+    router: OptimizerRule = AdamWRule()
+    expert: OptimizerRule = AdamWRule()
+    embedding: OptimizerRule = AdamWRule()
 
 
 OptimizerConfig = Annotated[
-    AdamWConfig | MuonConfig | LionConfig | AdafactorConfig | ByRoleConfig,
+    AdamWConfig | MuonConfig | LionConfig | AdafactorConfig | SOAPConfig | ShampooConfig | ByRoleConfig,
     Field(discriminator="kind"),
     kind_defaults_to("adamw"),
 ]

@@ -15,6 +15,8 @@ OPTIMIZERS: Registry["OptimizerBuilder"] = Registry(
         "by_role": "trainer.optimizers.by_role:ByRole",
         "lion": "trainer.optimizers.lion:Lion",
         "muon": "trainer.optimizers.muon:Muon",
+        "shampoo": "trainer.optimizers.shampoo:Shampoo",
+        "soap": "trainer.optimizers.soap:SOAP",
     },
 )
 """`kind` of an OptimizerConfig -> its class."""
