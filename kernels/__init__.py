@@ -5,7 +5,8 @@
     y_ND = grouped_swiglu(x_ND, gate_EDF, up_EDF, down_EFD, routing.offsets_E)
     out_TD = unpermute(y_ND, routing, routing.weights_N)
 
-`route` makes every token choose K experts; `route_pairs` takes the pairs as they are, any number per token.
+`route` makes every token choose K experts; `route_pairs` takes the pairs as they are, any number per token; `admit`
+leaves out pairs that exceed an expert's capacity or go to null experts.
 
 `kernels.quantize` gives `grouped_swiglu` matmuls in 8 and 4 bits.
 
@@ -16,6 +17,7 @@ Letters: T tokens, D model dim, F expert hidden dim, E experts, K experts per to
 every token has K).
 """
 
+from kernels.admit import Drop, admit
 from kernels.dispatch import Backend, BackendUnavailable
 from kernels.experts import Activation, ExpertBiases, GroupedMatmul, gated_activation, grouped_swiglu
 from kernels.permute import permute, unpermute
@@ -40,11 +42,13 @@ __all__ = [
     "Activation",
     "Backend",
     "BackendUnavailable",
+    "Drop",
     "ExpertBiases",
     "GroupedMatmul",
     "RouterStats",
     "Routing",
     "Score",
+    "admit",
     "assignments",
     "distribution",
     "gated_activation",

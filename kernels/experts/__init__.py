@@ -30,9 +30,10 @@ def grouped_swiglu(
     With biases (x gate_e + b) and so on; another `activation` replaces silu(gate) * up (`gated_activation`).
 
     Expert e owns the rows offsets_E[e-1] to offsets_E[e]; an expert without rows has a gradient of exactly zero.
-    All rows must be owned: rows beyond offsets_E[-1] come back uninitialised from `grouped_mm`, and reading the
-    last offset here to check would stop the device, so the routing's `offsets_E` is trusted. Under autocast the
-    operands are cast like those of a linear layer (`grouped_mm` itself ignores autocast).
+    Rows beyond offsets_E[-1] are owned by no expert: they change nothing, and come back uninitialised, as do their
+    gradients; `kernels.unpermute` and the gradient of `kernels.permute` do not read them in a partial routing. Checking
+    the last offset here would stop the device, so the routing's `offsets_E` is trusted. Under autocast the operands are
+    cast like those of a linear layer (`grouped_mm` itself ignores autocast).
 
     Gate and up are two parameters: one (E, D, 2F) matmul is no faster (1.09, 0.97 and 0.99 times the time of two,
     forward and backward, at (N, D, F, E) = (4096, 128, 128, 16), (16384, 128, 64, 64), (16384, 256, 128, 16) on a

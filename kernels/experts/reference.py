@@ -17,10 +17,10 @@ def grouped_swiglu_reference(
     activation: Activation = "swiglu",
     biases: ExpertBiases | None = None,
 ) -> Tensor:
-    """Returns y_ND; raises ValueError when the offsets fall or do not end at the number of rows."""
+    """Returns y_ND, NaN in the rows that no expert owns; raises ValueError when the offsets fall or end behind them."""
     ends = offsets_E.tolist()
-    if ends != sorted(ends) or ends[0] < 0 or ends[-1] != x_ND.shape[0]:
-        raise ValueError(f"offsets_E={ends} must rise from 0 and end at the number of rows, {x_ND.shape[0]}")
+    if ends != sorted(ends) or ends[0] < 0 or ends[-1] > x_ND.shape[0]:
+        raise ValueError(f"offsets_E={ends} must rise from 0 and end within the number of rows, {x_ND.shape[0]}")
     outputs = []
     for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         x_MD = x_ND[start:end]
@@ -29,4 +29,5 @@ def grouped_swiglu_reference(
             gate_MF, up_MF = gate_MF + biases.gate_EF[expert], up_MF + biases.up_EF[expert]
         y_MD = gated_activation(gate_MF, up_MF, activation) @ down_weight_EFD[expert]
         outputs.append(y_MD if biases is None else y_MD + biases.down_ED[expert])
-    return torch.cat(outputs)
+    unowned = x_ND.new_full((x_ND.shape[0] - ends[-1], down_weight_EFD.shape[2]), float("nan"))
+    return torch.cat((*outputs, unowned))

@@ -13,6 +13,9 @@ __all__ = ["permute", "unpermute"]
 def permute(x_TD: Tensor, routing: Routing, *, backend: Backend = "auto") -> Tensor:
     """Returns x_ND: a copy of each token's row for each of its pairs, in expert order.
 
+    The rows behind `routing.offsets_E[-1]` belong to no expert; what they hold is arbitrary but finite, and their
+    gradient is not read.
+
     The gradient of a token is the float32 sum over its copies, gathered through the inverse permutation:
     deterministic, where the backward of plain indexing would add rows atomically on CUDA.
 
@@ -31,7 +34,7 @@ def unpermute(y_ND: Tensor, routing: Routing, weights: Tensor, *, backend: Backe
     the weights.
 
     Args:
-        y_ND: finite rows in expert order; those of pairs that no expert computed count by their weight, which is 0.
+        y_ND: rows in expert order; those behind `routing.offsets_E[-1]` are not read and may hold anything.
         routing: what permuted them.
         weights: one per pair, as weights_N in pair order or, of a uniform routing, as weights_TK.
         backend: see `kernels.dispatch.choose_backend`.

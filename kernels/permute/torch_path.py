@@ -5,8 +5,9 @@ one CPU thread: the weighted sum 0.5 ms (gather, multiply and sum: 1.8 ms), the 
 multiply: 0.76 ms), that of the weights 0.56 ms (gather and dot products: 1.9 ms), a plain gather 0.42 ms
 (`index_select`: 0.70 ms).
 
-A ragged routing has bags of different lengths instead of rows of K; every bag is still summed by one thread, in pair
-order, so repeated passes give the same bits.
+In a partial routing the rows of pairs that no expert computes are set to zero where they would be read: their results
+before they are weighted, and the gradients that come back for them. A ragged routing has bags of different lengths
+instead of rows of K; every bag is still summed by one thread, in pair order, so repeated passes give the same bits.
 
 Letters: T tokens, D model dim, K experts per token, N pairs (T*K in a uniform routing).
 """
@@ -23,16 +24,28 @@ _SUM_MODE = 0  # embedding_bag's own code for mode="sum"
 
 
 class _Pairs(NamedTuple):
-    """Where the rows of each token's pairs are; the tensors that the gradients need again. Fields as in `Routing`."""
+    """Where the rows of each token's pairs are; the tensors that the gradients need again. Fields as in `Routing`.
+
+    end_1: how many rows experts own; None for all.
+    """
 
     inverse_N: Tensor
     token_ids_N: Tensor | None
     token_starts_T: Tensor | None
+    end_1: Tensor | None
     num_tokens: int
 
     @classmethod
     def of(cls, routing: Routing) -> Self:
-        return cls(routing.inverse_N, routing.token_ids_N, routing.token_starts_T, routing.num_tokens)
+        end_1 = routing.offsets_E[-1:] if routing.is_partial else None
+        return cls(routing.inverse_N, routing.token_ids_N, routing.token_starts_T, end_1, routing.num_tokens)
+
+    def owned(self, rows_ND: Tensor) -> Tensor:
+        """Returns the rows with zeros for those that no expert owns, which hold anything: NaN times 0 is NaN."""
+        if self.end_1 is None:
+            return rows_ND
+        places_N = torch.arange(rows_ND.shape[0], dtype=self.end_1.dtype, device=rows_ND.device)
+        return rows_ND.masked_fill((places_N >= self.end_1)[:, None], 0.0)
 
     def sum(self, rows_ND: Tensor, weights_N: Tensor | None) -> Tensor:
         """Returns, for each token, the (weighted) float32 sum of the rows of its pairs."""
@@ -80,23 +93,24 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dx_ND,) = grad_outputs
-        inverse_N, token_ids_N, token_starts_T = ctx.saved_tensors
-        pairs = _Pairs(inverse_N, token_ids_N, token_starts_T, ctx.num_tokens)
-        return pairs.sum(dx_ND, None).to(dx_ND.dtype), None, None, None, None, None
+        inverse_N, token_ids_N, token_starts_T, end_1 = ctx.saved_tensors
+        pairs = _Pairs(inverse_N, token_ids_N, token_starts_T, end_1, ctx.num_tokens)
+        return pairs.sum(pairs.owned(dx_ND), None).to(dx_ND.dtype), None, None, None, None, None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, weights_N: Tensor, permutation_N: Tensor, *pairs: Any) -> Tensor:
         *kept, ctx.num_tokens = pairs
+        y_ND = _Pairs(*pairs).owned(y_ND)
         ctx.save_for_backward(y_ND, weights_N, permutation_N, *kept)
         return _Pairs(*pairs).sum(y_ND, weights_N.float()).to(y_ND.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dout_TD,) = grad_outputs
-        y_ND, weights_N, permutation_N, inverse_N, token_ids_N, token_starts_T = ctx.saved_tensors
-        pairs = _Pairs(inverse_N, token_ids_N, token_starts_T, ctx.num_tokens)
+        y_ND, weights_N, permutation_N, inverse_N, token_ids_N, token_starts_T, end_1 = ctx.saved_tensors
+        pairs = _Pairs(inverse_N, token_ids_N, token_starts_T, end_1, ctx.num_tokens)
         dy_ND = dweights_N = None
         if ctx.needs_input_grad[0]:
             if pairs.token_ids_N is None:
@@ -108,4 +122,4 @@ class _Unpermute(torch.autograd.Function):
             dy_ND = bags.to(y_ND.dtype)
         if ctx.needs_input_grad[1]:
             dweights_N = pairs.dot(dout_TD, y_ND).to(weights_N.dtype)
-        return dy_ND, dweights_N, None, None, None, None, None
+        return dy_ND, dweights_N, None, None, None, None, None, None

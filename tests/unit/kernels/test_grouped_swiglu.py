@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from kernels import grouped_swiglu
+from kernels import Backend, grouped_swiglu
 
 
 class Operands(NamedTuple):
@@ -57,20 +57,37 @@ def test_torch_path_equals_the_loop_with_gradients(dtype: torch.dtype, counts: t
         torch.testing.assert_close(actual, expected)
 
 
-def test_grouped_mm_leaves_unowned_rows_uninitialised() -> None:
-    """Why routing never pads; should a torch release change this, the rule of `grouped_swiglu` can be relaxed."""
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_unowned_rows_come_back_as_anything(backend: Backend) -> None:
+    """Why `unpermute` may not read them; should a torch release change this, that rule can be relaxed."""
     inputs = operands(16, 4)
     with uninitialised_memory_is_nan(), torch.no_grad():
-        y_ND = grouped_swiglu(*inputs, offsets(3, 5, 1, 6), backend="torch")
+        y_ND = grouped_swiglu(*inputs, offsets(3, 5, 1, 6), backend=backend)
     assert bool(y_ND[:15].isfinite().all())
     assert bool(y_ND[15].isnan().all())
 
 
-def test_reference_refuses_unowned_rows() -> None:
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_unowned_rows_change_nothing(backend: Backend) -> None:
+    inputs = operands(16, 4)
+    owned = Operands(inputs.x_ND.detach()[:9].requires_grad_(), *inputs[1:])
+    poisoned = Operands(inputs.x_ND.detach().index_fill(0, torch.arange(9, 16), float("nan")), *inputs[1:])
+    dy_ND = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    with uninitialised_memory_is_nan():
+        y_ND = grouped_swiglu(*poisoned, offsets(3, 5, 1, 0), backend=backend)
+        actual = torch.autograd.grad(y_ND, poisoned[1:], dy_ND.index_fill(0, torch.arange(9, 16), float("nan")))
+        expected_ND = grouped_swiglu(*owned, offsets(3, 5, 1, 0), backend=backend)
+        expected = torch.autograd.grad(expected_ND, owned[1:], dy_ND[:9])
+    assert torch.equal(y_ND[:9], expected_ND)
+    for got, want in zip(actual, expected, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_reference_refuses_offsets_beyond_the_rows() -> None:
     with pytest.raises(
-        ValueError, match=r"offsets_E=\[3, 8, 9, 15\] must rise from 0 and end at the number of rows, 16"
+        ValueError, match=r"offsets_E=\[3, 8, 9, 17\] must rise from 0 and end within the number of rows, 16"
     ):
-        grouped_swiglu(*operands(16, 4), offsets(3, 5, 1, 6), backend="reference")
+        grouped_swiglu(*operands(16, 4), offsets(3, 5, 1, 8), backend="reference")
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
