@@ -221,8 +221,16 @@ def test_initial_weights_are_finite_and_the_same_again(kind: str) -> None:
 @every_kind
 @pytest.mark.parametrize("seq_len", [32, 96])
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
-def test_memory_estimate_is_what_autograd_keeps(kind: str, seq_len: int, precision: str) -> None:
-    config = train_config(attention=EXAMPLES[kind].model_dump(), seq_len=seq_len, precision=precision)
+@pytest.mark.parametrize("document_masking", [False, True], ids=["", "documents"])
+def test_memory_estimate_is_what_autograd_keeps(
+    kind: str, seq_len: int, precision: str, document_masking: bool
+) -> None:
+    config = train_config(
+        attention=EXAMPLES[kind].model_dump(),
+        seq_len=seq_len,
+        precision=precision,
+        document_masking=document_masking,
+    )
     casts = 2 * model_size(config.model).non_embedding_total if precision == "bf16_autocast" else 0
     head_gradient = 4 * config.model.vocab_size * config.model.dim
     activations = memory_estimate(config).activations_gib * 2**30

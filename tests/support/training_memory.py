@@ -17,6 +17,7 @@ def train_config(
     moe: dict[str, Any] | None = None,
     attention: dict[str, Any] | None = None,
     seq_len: int = 32,
+    document_masking: bool = False,
     **fields: Any,
 ) -> TrainConfig:
     """Returns a model of 3 layers of width 64 on micro-batches of 4 sequences; `fields` are those of the loop."""
@@ -29,7 +30,7 @@ def train_config(
             "attention": attention or {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "qk_norm": moe is None},
             "moe": moe,
         },
-        "data": {"seq_len": seq_len, "tokenizer": "bpe-1024"},
+        "data": {"seq_len": seq_len, "tokenizer": "bpe-1024", "document_masking": document_masking},
         "optimizer": {"lr": 1e-3},
         "precision": {"kind": precision},
         "loop": {"budget_tokens": 1000, "global_batch_size": 4, "micro_batch_size": 4} | fields,
@@ -50,9 +51,11 @@ def bytes_kept(config: TrainConfig) -> int:
         return tensor
 
     tokens_BL = random_tokens(config.loop.micro_batch_size, config.data.seq_len, vocab_size=1024)
+    # Documents of 10 positions: what is kept does not depend on where they end.
+    documents_BL = torch.arange(config.data.seq_len).div(10, rounding_mode="floor").expand_as(tokens_BL)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         build_precision(config.precision, CPU).autocast(),
     ):
-        model(tokens_BL, tokens_BL)
+        model(tokens_BL, tokens_BL, documents_BL if config.data.document_masking else None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -87,7 +87,7 @@ def chunked_delta_rule(
         for x in (query_BLHd * key_dim**-0.5, key_BLHd, value_BLHe, log_decay_BLHd, strength_BLH.unsqueeze(-1))
     )
     shared = None if documents is None else _shared(documents, chunk_size)
-    total = log_decay.cumsum(-2) if shared is None else shared.between.tril().to(log_decay.dtype) @ log_decay
+    total = log_decay.cumsum(-2) if shared is None else _sum_within(log_decay, shared)
     key_products, query_products = _decayed_products(query, key, total, shared)
     # The diagonal is not read: the system's is 1.
     fading = total.exp()
@@ -150,6 +150,15 @@ def _shared(documents: Documents, chunk_size: int) -> _Shared:
         with_last=(index_B1NC == last_B1N1).unsqueeze(-1),
         with_state=(index_B1NC == before_B1N1).unsqueeze(-1),
     )
+
+
+def _sum_within(log_decay_BHNCd: Tensor, shared: _Shared) -> Tensor:
+    """Returns the sums up to each position over its document: exact, where a difference of running sums is not."""
+    num_heads = log_decay_BHNCd.shape[1]
+    # Heads and features as columns of one product, which keeps one table for all of them.
+    columns = log_decay_BHNCd.permute(0, 2, 3, 1, 4).flatten(-2)
+    sums = shared.between.squeeze(1).tril().to(columns.dtype) @ columns
+    return sums.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)
 
 
 def _decayed_products(query: Tensor, key: Tensor, total: Tensor, shared: _Shared | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ positions of the short convolution, C those of a chunk. In sparse attention: l a
 blocks, b size of the selected ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from trainer.config.attention import (
@@ -87,6 +87,28 @@ def attention_activation_bytes(config: AttentionConfig, *, dim: int, seq_len: in
     In bf16 autocast each projection of the input keeps its own cast of it; three of them are counted by the layer.
     """
     return _ACTIVATION_BYTES[config.kind](config, dim, seq_len, operand)
+
+
+def document_mask_bytes(attentions: Sequence[AttentionConfig], *, seq_len: int, operand: int) -> int:
+    """Returns the bytes one token keeps in all layers together when documents are kept apart.
+
+    - gqa, mla, nsa: a mask that is added to the scores, one for all layers of the same window and sinks: a*L without a
+      window, a*(2*W*(L - W) + W*W)/L with one.
+    - kda, gdn: in every layer which positions of a chunk are of one document, as numbers and as truth values, 5*C.
+    """
+    windows: dict[tuple[int, bool], int] = {}
+    tables = 0
+    for attention in attentions:
+        if isinstance(attention, KimiDeltaAttentionConfig):
+            tables += 5 * min(KDA_CHUNK, seq_len)
+        elif isinstance(attention, GatedDeltaNetConfig):
+            tables += 5 * min(GDN_CHUNK, seq_len)
+        else:
+            window = None if isinstance(attention, MultiHeadLatentAttentionConfig) else attention.window
+            sinks = isinstance(attention, GroupedQueryAttentionConfig) and attention.sinks
+            seen = min(window or seq_len, seq_len)
+            windows[seen, sinks] = operand * (2 * seen * (seq_len - seen) + seen * seen) // seq_len
+    return sum(windows.values()) + tables
 
 
 def visible_positions(seq_len: int, window: int | None = None) -> float:

@@ -13,7 +13,12 @@ from trainer.config.optimizers import ParameterRole
 from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.routers import LearnedRouterSection
 from trainer.config.train import TrainConfig
-from trainer.model.attention_size import attention_activation_bytes, attention_parameters, mixing_flops
+from trainer.model.attention_size import (
+    attention_activation_bytes,
+    attention_parameters,
+    document_mask_bytes,
+    mixing_flops,
+)
 
 _GIB = 2**30
 
@@ -25,7 +30,8 @@ class ModelSize:
     Attributes:
         total: all parameters; a tied embedding counts once.
         active: those a token passes through: `total` without the routed experts it did not choose. Where that differs
-            between tokens, on average.
+            between tokens, on average; with null experts or a capacity the most, those of top_k experts, since how many
+            a token goes without is learned.
         active_minus_input_embedding: `active` without the table that is only looked up. With tied embeddings nothing
             is subtracted: the table also is the output projection, which every token passes through.
         non_embedding_total, non_embedding_active: without the embedding and without the output projection.
@@ -136,6 +142,10 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
             for kind, attention in zip(model.layer_kinds(), model.layer_attentions(), strict=True)
         )
     )
+    if config.data.document_masking:
+        activations += num_tokens * document_mask_bytes(
+            model.layer_attentions(), seq_len=config.data.seq_len, operand=operand
+        )
     chunk_tokens = min(num_tokens, head_chunk_tokens(model.vocab_size, device_type="cuda"))
     parts = {
         "weights_gib": (4 * num_parameters + cast_copies) / _GIB,

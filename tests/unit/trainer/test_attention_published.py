@@ -96,7 +96,7 @@ def test_delta_rule_equals_the_reference_of_flash_linear_attention(form: str, pe
 def sparse_layer(**fields: int) -> tuple[NativeSparseAttention, NativeSparseAttentionConfig]:
     """Returns a layer whose compressed blocks are its selection blocks, as the reference has them.
 
-    Its scores are moderate: where one block takes all the weight, the order of the others would be that of zeros.
+    Its scores are moderate: where each head of a group gives all its weight to one block, the blocks' sums tie.
     """
     config = NativeSparseAttentionConfig(
         num_heads=8, num_kv_heads=2, head_dim=6, num_selected_blocks=3 + fields.pop("more", 0), **fields
