@@ -319,7 +319,7 @@ def token(new: bool) -> None:
 # Without any service
 
 
-def _passed_on(command: str, text: str) -> None:
+def _passed_on(command: str, text: str, *, finds_run: bool = False) -> None:
     @cli.command(
         command,
         help=text,
@@ -330,13 +330,28 @@ def _passed_on(command: str, text: str) -> None:
     def run(arguments: tuple[str, ...]) -> None:
         from api.supervisor import child_environment
 
+        if finds_run:
+            from api.trained import trained_folder, with_run_found
+            from orchestrator import home
+
+            arguments = tuple(
+                with_run_found(arguments, lambda name: trained_folder(name, root=home.home(), client=_client))
+            )
         # -P: a folder called `trainer` where the user happens to be is not ours.
         os.execve(sys.executable, [sys.executable, "-P", "-m", "trainer", command, *arguments], child_environment())
 
 
-_passed_on("train", "One run of a spec or a TrainConfig into a folder: SPEC --out DIR [--resume].")
-_passed_on("params", "Parameters, FLOPs and memory of a spec or a TrainConfig: SPEC --json.")
+_passed_on("train", "One run of a spec, a TrainConfig or a preset into a folder: SPEC --out DIR [--resume].")
+_passed_on(
+    "params", "Parameters, FLOPs and memory of a spec, a TrainConfig or a preset; alone, of all presets: [SPEC] --json."
+)
 _passed_on("data", "The embedded corpora; --build-cache cuts them into token shards.")
+_passed_on(
+    "export",
+    "A trained model as a Hugging Face folder: --hf --run RUN --out DIR; RUN is a folder, or the id of a run or trial.",
+    finds_run=True,
+)
+_passed_on("import", "A Hugging Face folder as a start checkpoint: --hf DIR --out DIR.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tests.support.models import model_config, moe_fields, random_tokens, tiny_model
 from trainer.config.model import ModelConfig
+from trainer.data.tokenizer import load_tokenizer
 from trainer.interop import ARCHITECTURES
 from trainer.interop.architecture import computed_by
 from trainer.interop.exporting import export_hugging_face
@@ -239,3 +240,15 @@ def test_import_of_an_export_is_the_model_to_the_last_bit(case: str, tmp_path: P
             assert_close(state[name], tensor, name)  # scaled there, so rounded twice
         else:
             assert torch.equal(state[name], tensor), name
+
+
+def test_auto_tokenizer_gives_our_tokens(tmp_path: Path) -> None:
+    config = model_config(vocab_size=1024)
+    save_start(tmp_path / "start", Start(config, "bpe-1024", 128, "a test"), tiny_model(config).state_dict())
+    export_hugging_face(tmp_path / "start", tmp_path / "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours = load_tokenizer("bpe-1024")
+    for text in ("The court held, in 1999, that\n\tx += 1  ", "caf\u00e9 \u4e2d\u6587 \U0001f600", ""):
+        assert theirs(text)["input_ids"] == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == text
+    assert (theirs.eos_token_id, theirs.model_max_length) == (ours.end_of_text_id, 128)

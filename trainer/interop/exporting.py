@@ -16,6 +16,7 @@ from trainer.durable import temporary_name
 from trainer.interop.architecture import Architecture, architecture_of
 from trainer.interop.errors import NotExportable
 from trainer.interop.fields import HuggingFaceFields
+from trainer.interop.layout import Rule
 from trainer.interop.start import open_start
 from trainer.interop.weights import write_weights
 
@@ -77,14 +78,17 @@ def export_hugging_face(
     temporary = temporary_name(out)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    num_bytes = write_weights(temporary, ((name, _cast(name, tensor, dtype)) for name, tensor in tensors))
-    _write_json(temporary / "config.json", {**fields.document(), "dtype": dtype})
-    _write_json(temporary / "generation_config.json", _generation(fields))
-    if start.tokenizer is not None:
-        _write_tokenizer(temporary, start.tokenizer, max_length=fields.max_position_embeddings)
-    if out.exists():
-        out.rmdir()
-    temporary.rename(out)
+    try:
+        num_bytes = write_weights(temporary, ((name, _cast(name, tensor, dtype)) for name, tensor in tensors))
+        _write_json(temporary / "config.json", {**fields.document(), "dtype": dtype})
+        _write_json(temporary / "generation_config.json", _generation(fields))
+        if start.tokenizer is not None:
+            _write_tokenizer(temporary, start.tokenizer, max_length=fields.max_position_embeddings)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # of an export that failed
     return Exported(out, chosen.model_type, chosen.class_name, start.origin, num_bytes)
 
 
@@ -111,7 +115,7 @@ def their_tensors(
     return _converted(rules, state)
 
 
-def _converted(rules: list[Any], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _converted(rules: list[Rule], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for rule in rules:
         tensor = state[rule.ours] if rule.absent is None or rule.ours in state else torch.zeros(rule.absent)
         yield from zip(rule.theirs, rule.layout.to_theirs(tensor), strict=True)

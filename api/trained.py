@@ -1,0 +1,64 @@
+"""Where the weights of a run lie, by what people know it as: a folder, the id of a run, the id of a trial."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from api.client import Client
+from orchestrator.home import run_folder
+from trainer.errors import EvenloadError
+
+CHECKPOINTS = "checkpoints/step-*"
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class NothingTrained(EvenloadError):
+    """There is no run of that name on this machine, or it has no checkpoint."""
+
+
+def trained_folder(name: str, *, root: Path, client: Callable[[], Client]) -> Path:
+    """Returns the folder of a run.
+
+    Args:
+        name: an existing folder; else the id of a run in the home; else the id of a trial, which the server knows, of
+            whose runs it is the newest with a checkpoint.
+        root: the home, where runs are kept.
+        client: opens a client; only for the id of a trial.
+
+    Raises:
+        NothingTrained: no such run is here, or none with a checkpoint.
+        ClientError: the server does not answer, or knows no such trial.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not _ID.fullmatch(name):
+        raise NothingTrained(
+            f"there is no folder {name}; give a run's folder, a checkpoint, or the id of a run or trial"
+        )
+    for folder in root.glob(f"experiments/*/trials/*/{name}"):
+        return folder
+    with client() as connection:
+        trial = connection.trial(name)
+        runs = sorted(connection.runs(name).items, key=lambda run: run.number, reverse=True)
+    for run in runs:
+        folder = root / run_folder(trial.experiment_id, trial.number, run.id)
+        if any(folder.glob(CHECKPOINTS)):
+            return folder
+    raise NothingTrained(
+        f"none of the {len(runs)} runs of trial {name} has a checkpoint in {root}; train it further, or give the "
+        "folder if it is elsewhere"
+    )
+
+
+def with_run_found(arguments: Sequence[str], found: Callable[[str], Path]) -> list[str]:
+    """Returns the arguments with the value of `--run` replaced by the folder that `found` gives for it."""
+    given = list(arguments)
+    for index, argument in enumerate(given):
+        if argument == "--run" and index + 1 < len(given):
+            given[index + 1] = str(found(given[index + 1]))
+            break
+        if argument.startswith("--run="):
+            given[index] = f"--run={found(argument.removeprefix('--run='))}"
+            break
+    return given
