@@ -3,11 +3,14 @@
 Letters: L mixture-of-experts layers, E experts.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from trainer.balancing.base import Balancer
 from trainer.config.balancing import LossFreeBiasConfig
+from trainer.model.routing import LayerRouting
 from trainer.model.transformer import Transformer
 
 
@@ -31,9 +34,18 @@ class LossFreeBias(Balancer):
         self.centred = config.centred
         self.clamp = config.clamp
 
+    def observe(self, model: Transformer, routings: Sequence[LayerRouting]) -> Tensor | None:
+        """Returns int64 demand of each of the router's outputs if some are null experts, which the step's counts lack.
+
+        One by one: were all of them moved by the sign of their mean, they would swing from too many to too few.
+        """
+        if all(layer.num_null_experts == 0 for layer in model.moe_layers()):
+            return None
+        return torch.stack([routing.assignments_TE().sum(dim=0) for routing in routings])
+
     @torch.no_grad()
     def after_step(self, model: Transformer, counts_LE: Tensor, *, observed: Tensor | None = None) -> None:
-        del observed
+        counts_LE = counts_LE if observed is None else observed.float()
         mean_L1 = counts_LE.mean(dim=-1, keepdim=True)
         direction_LE = mean_L1 - counts_LE
         direction_LE = direction_LE / mean_L1 if self.proportional else direction_LE.sign()

@@ -54,7 +54,7 @@ class QuantileBalancing(Balancer):
         moe = model.config.moe
         assert moe is not None, "a model with this method in its config has MoE layers"
         assert observed is not None, "the step adds up what `observe` returned"
-        share = moe.top_k / moe.num_experts
+        share = moe.top_k / moe.num_router_outputs
         for bias_E, histogram_EH in zip(_biases(model), observed, strict=True):
             quantile_E = margin_quantile(histogram_EH, share=share, largest=_largest_margin(bias_E))
             bias_E.add_(quantile_E, alpha=1.0 - self.smoothing)

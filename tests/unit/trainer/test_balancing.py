@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kernels import Routing, distribution, route
-from tests.support.balancing import gradients_of_step, model_with_hot_expert, share_of
+from tests.support.balancing import balance, gradients_of_step, model_with_hot_expert, share_of
 from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
+from trainer.balancing.base import demand
 from trainer.balancing.build import build_balancers
 from trainer.balancing.group_balancing_loss import group_balancing_loss
 from trainer.balancing.load_balancing_loss import LoadBalancingLoss, load_balancing_loss
@@ -18,6 +19,7 @@ from trainer.balancing.router_z_loss import RouterZLoss
 from trainer.balancing.sequence_balancing_loss import sequence_balancing_loss
 from trainer.config.balancing import LoadBalancingLossConfig, LossFreeBiasConfig, RouterZLossConfig
 from trainer.model.routing import LayerRouting
+from trainer.model.transformer import Transformer
 
 
 def loss_of(routing: Routing) -> Tensor:
@@ -308,3 +310,61 @@ def test_balancers_come_in_the_order_of_the_config() -> None:
         LossFreeBias,
         LoadBalancingLoss,
     ]
+
+
+NULL_CASES = {
+    "load_balancing_loss": {"coefficient": 1.0, "scope": "global_batch"},
+    "sequence_balancing_loss": {"coefficient": 1.0},
+    "quantile_balancing": {},
+}
+
+
+@pytest.mark.parametrize("kind", NULL_CASES)
+def test_null_experts_count_as_experts_and_get_their_share(kind: str) -> None:
+    """Eight experts and eight null ones: half of the pairs come to go to no expert, and the hot one has its share."""
+    model = model_with_hot_expert({"kind": kind} | NULL_CASES[kind], num_null_experts=8)
+    tokens_BL = random_tokens(8, 16)
+    assert served_fraction(model, tokens_BL) > 0.6
+    routers = [layer.router.weight for layer in model.moe_layers()]
+    optimizer = torch.optim.Adam(routers, lr=0.05)
+    (balancer,) = build_balancers(model.config.moe)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = balancer.loss(model(tokens_BL).routings)
+        if loss is None:
+            balance(model, [tokens_BL])
+        else:
+            loss.backward()
+            optimizer.step()
+    assert served_fraction(model, tokens_BL) == pytest.approx(0.5, abs=0.1)
+    assert share_of(model, tokens_BL, 3) < 1.6
+
+
+def test_loss_free_bias_moves_each_null_expert_against_its_own_demand() -> None:
+    method = {"kind": "loss_free_bias", "update_rate": 0.1, "centred": False}
+    model = tiny_model(model_config(num_layers=1, moe=moe_fields(num_null_experts=3, balancing=[method])))
+    tokens_BL = random_tokens(8, 16)
+    demand_E = model(tokens_BL).routings[0].assignments_TE().sum(dim=0)
+    mean = 8 * 16 * 2 / 7
+    assert (demand_E[4:] < mean).any()
+    assert (demand_E[4:] > mean).any()
+    balance(model, tokens_BL.split(2))
+    (layer,) = model.moe_layers()
+    torch.testing.assert_close(layer.selection_bias_E, 0.1 * (mean - demand_E).sign())
+
+
+def served_fraction(model: Transformer, tokens_BL: Tensor) -> float:
+    """Returns the fraction of the first layer's pairs that an expert computes."""
+    routing = model(tokens_BL).routings[0]
+    return routing.counts_E.sum().item() / routing.expert_ids_N.numel()
+
+
+def test_demand_of_null_experts_is_their_mean() -> None:
+    model = tiny_model(model_config(moe=moe_fields(num_null_experts=3)))
+    routings = model(random_tokens(4, 16)).routings
+    demand_LE = demand(routings)
+    assert demand_LE.shape == (2, 7)
+    assert demand_LE.sum(dim=1).tolist() == [4 * 16 * 2] * 2
+    for routing, demand_E in zip(routings, demand_LE, strict=True):
+        assert demand_E[:4].tolist() == routing.stats.counts_E.tolist()
+        assert (demand_E[4:] == demand_E[4]).all()
