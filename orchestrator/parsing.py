@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from orchestrator.errors import SpecProblem
 from orchestrator.screening import MAX_PROBLEMS, pointer, shown
 from orchestrator.spec import DOMAIN_KINDS, Domain, ExperimentSpec
+from trainer.presets import UnknownPreset, preset_names, with_preset
 
 M = TypeVar("M")
 
@@ -55,9 +56,26 @@ _DOMAIN: TypeAdapter[Any] = TypeAdapter(Domain)
 def parse_spec(document: Any) -> tuple[ExperimentSpec | None, list[SpecProblem]]:
     """The spec that a document describes, or None and what is wrong with it.
 
+    A `preset` that `base` names is filled in first, so that the spec has the complete configuration whatever becomes
+    of the preset later.
+
     Args:
         document: plain and finite (see `screening.screen`).
     """
+    base = document.get("base") if isinstance(document, dict) else None
+    if isinstance(base, dict):
+        try:
+            document = document | {"base": with_preset(base)}
+        except UnknownPreset as error:
+            return None, [
+                SpecProblem(
+                    pointer="/base/preset",
+                    code="unknown_preset",
+                    message=str(error),
+                    given=shown(base["preset"]),
+                    allowed=f"presets: {', '.join(preset_names())}",
+                )
+            ]
     return _parse(_SPEC, ExperimentSpec, document, ())
 
 

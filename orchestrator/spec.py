@@ -7,10 +7,13 @@ by name.
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from trainer.config import TrainConfig
 from trainer.config.section import Section
+from trainer.presets import preset_names
 
 Scalar = bool | int | float | str | None
 
@@ -93,6 +96,20 @@ Domain = Annotated[
     | Annotated[OptionsDomain, Tag("options")],
     Discriminator(domain_kind),
 ]
+
+
+class _OrPreset:
+    """Lets the JSON schema of what may be sent name a preset, with what differs from it, for a whole configuration.
+
+    Parsing puts the preset's fields in before anything is validated (`orchestrator.parsing`).
+    """
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        complete = handler(schema)
+        if handler.mode == "serialization":
+            return complete
+        fields = {"preset": {"enum": list(preset_names()), "type": "string"}}
+        return {"anyOf": [complete, {"type": "object", "required": ["preset"], "properties": fields}]}
 
 
 class Baseline(Section):
@@ -183,7 +200,9 @@ class ExperimentSpec(Section):
 
     name: Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
     description: Annotated[str, Field(max_length=10_000)] = ""
-    base: TrainConfig
+    base: Annotated[TrainConfig, _OrPreset()]
+    """The configuration of every trial, but for what is searched. `preset: NAME` stands for that preset's fields, over
+    which the others are merged."""
     space: Annotated[dict[str, Domain], Field(max_length=200)] = Field(default_factory=dict)
     """Dotted path into `base` -> domain."""
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=100)] = ()

@@ -18,7 +18,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from trainer.config import TrainConfig
-from trainer.config.run import RunReport, RunRequest, RunSummary
+from trainer.config.run import LookaheadProbe, RunReport, RunRequest, RunSummary
 from trainer.config_file import ConfigRejected, find_config
 from trainer.interop.commands import export_command, import_command
 from trainer.model.size import flops_per_token, memory_estimate, model_size
@@ -192,12 +192,13 @@ def _print_presets(presets: dict[str, dict[str, Any]]) -> None:
     for name in ("total", "active", "-in emb", "-emb", "GFLOPs", "GiB"):
         table.add_column(name, justify="right")
     for name, figures in presets.items():
+        gib = figures["memory_gib"]["total"]
         counts = ("total", "active", "active_minus_input_embedding", "non_embedding_active")
         table.add_row(
             name,
             *(_short_count(figures[count]) for count in counts),
             f"{figures['flops_per_token'] / 1e9:,.3g}",
-            f"{figures['memory_gib']['total']:,.0f}" if figures["memory_gib"]["total"] >= 10 else "< 10",
+            f"{gib:,.0f}" if gib >= 10 else f"{gib:.1f}",
         )
     console = Console()
     console.print(table)
@@ -263,9 +264,7 @@ def _stop_on_signal(out: Path, console: Console) -> Iterator[list[int]]:
         (out / STOP_FILE).unlink(missing_ok=True)
 
 
-def _end(
-    last: RunReport, *, received: list[int], console: Console, config_name: str, out: Path, as_json: bool
-) -> None:
+def _end(last: RunReport, *, received: list[int], console: Console, config_name: str, out: Path, as_json: bool) -> None:
     """Print how the run ended and exit with the status that says so."""
     if last.kind == "failed":
         raise click.ClickException(f"the run failed at step {last.step} ({last.cause}): {last.message}")
@@ -297,8 +296,28 @@ def _print_summary(console: Console, summary: RunSummary) -> None:
             f"worst layer {summary.worst_max_violation_layer}: MaxVio {summary.worst_max_violation:.2f}; "
             f"dead experts at most {summary.max_dead_fraction:.0%} of a layer"
         )
+    if summary.lookahead is not None:
+        _print_lookahead(console, summary.lookahead)
     console.print(
         f"final loss {summary.final_loss:.3f} nats/token, {summary.num_spikes} spikes, "
         f"{summary.tokens_per_s:,.0f} tokens/s over {summary.training_duration_s:.1f} s of training in "
         f"{summary.precision}"
     )
+
+
+def _print_lookahead(console: Console, probe: LookaheadProbe) -> None:
+    table = Table("tokens that compete", "held-out loss", "experts/token", title="routing that sees later tokens")
+    for routed in (*probe.by_chunk_size, *([] if probe.causal is None else [probe.causal])):
+        if routed.chunk_size is None:
+            competing = "none (causal)"
+        elif routed.chunk_size == probe.trained_chunk_size:
+            competing = f"{routed.chunk_size:,} (as trained)"
+        else:
+            competing = f"{routed.chunk_size:,}"
+        table.add_row(competing, f"{routed.loss:.3f}", f"{routed.experts_per_token:.2f}")
+    console.print(table)
+    if probe.predictor_accuracy is not None:
+        accuracy = ", ".join(f"{value:.1%}" for value in probe.predictor_accuracy)
+        console.print(f"the predictor is right about {accuracy} of pairs of token and expert, layer by layer")
+    figures = "training loss" if probe.causal is not None else "training loss and the figures on held-out text"
+    console.print(f"in training the router saw later tokens: the {figures} may be better than text can be generated")

@@ -1,4 +1,7 @@
-"""Reads a TrainConfig from a YAML or JSON file, and says field by field what is wrong with one. Torch-free."""
+"""Reads a TrainConfig from a YAML or JSON file or by a preset's name, and says field by field what is wrong with one.
+
+Torch-free.
+"""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -10,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.config import TrainConfig
 from trainer.errors import EvenloadError
+from trainer.presets import UnknownPreset, preset_document, preset_names, with_preset
 
 MAX_SHOWN_INPUT = 60
 
@@ -21,6 +25,8 @@ class ConfigRejected(EvenloadError):
 def read_config(path: Path) -> TrainConfig:
     """Return the config in a file: a bare TrainConfig document, or the `base` of an experiment spec.
 
+    Either may name a `preset`, over which its other fields are merged (`trainer.presets`).
+
     Raises:
         ConfigRejected: with every problem: the field, what was given, what is allowed.
     """
@@ -31,11 +37,33 @@ def read_config(path: Path) -> TrainConfig:
     if not isinstance(document, dict):
         raise ConfigRejected(f"{path} holds {type(document).__name__}; expected fields: {_names(TrainConfig)}")
     prefix, fields = ("base.", document["base"]) if "base" in document else ("", document)
+    if isinstance(fields, dict):
+        try:
+            fields = with_preset(fields)
+        except UnknownPreset as error:
+            raise ConfigRejected(f"{path} is not a valid config:\n  {prefix}preset: {error}") from error
     try:
         return TrainConfig.model_validate(fields)
     except ValidationError as error:
         lines = [_problem(prefix, each["loc"], each["type"], each["msg"], each["input"]) for each in error.errors()]
         raise ConfigRejected(f"{path} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def find_config(name: str) -> TrainConfig:
+    """Return the config of the file `name`, or, where there is no such file, of the preset of that name.
+
+    Raises:
+        ConfigRejected: neither is there, or what is there is no valid config.
+    """
+    path = Path(name)
+    if path.is_file():
+        return read_config(path)
+    if path.is_dir():
+        raise ConfigRejected(f"{name} is a folder; name a YAML or JSON file, or one of: {', '.join(preset_names())}")
+    try:
+        return TrainConfig.model_validate(preset_document(name))
+    except UnknownPreset as error:
+        raise ConfigRejected(f"there is no file {name!r}, and {error}") from error
 
 
 def _problem(prefix: str, location: Sequence[int | str], kind: str, message: str, given: object) -> str:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from tests.support.training import STEP_TOKENS, train_config
 from trainer.cli import main
 from trainer.model.size import model_size
+from trainer.presets import preset_names
 
 
 def invoke(*arguments: object) -> Result:
@@ -44,6 +45,30 @@ def test_params_prints_a_table_for_people(config_file: Path):
     result = invoke("params", config_file)
     assert result.exit_code == 0
     assert f"{model_size(train_config().model).total:,}" in result.stdout
+
+
+def test_params_knows_presets_by_name():
+    figures = json.loads(invoke("params", "olmoe-1b-7b", "--json").stdout)
+    assert (figures["total"], figures["active"]) == (6_919_161_856, 1_282_017_280)
+
+
+def test_params_without_an_argument_lists_every_preset():
+    listed = json.loads(invoke("params", "--json").stdout)
+    assert tuple(listed) == preset_names()
+    assert listed["mixtral-8x7b"]["total"] == 46_702_792_704
+    table = invoke("params").stdout
+    assert all(name in table for name in preset_names())
+    assert "46.70B" in table
+
+
+@pytest.mark.parametrize("command", ["params", "train"])
+def test_what_is_neither_file_nor_preset_exits_with_2_and_lists_presets(tmp_path: Path, command: str):
+    out = ["--out", tmp_path / "out"] if command == "train" else []
+    result = invoke(command, "olmoe-1b-7c", *out)
+    assert result.exit_code == 2
+    assert "there is no file 'olmoe-1b-7c'" in result.stderr
+    assert "did you mean olmoe-1b-7b?" in result.stderr
+    assert "qwen3-30b-a3b" in result.stderr
 
 
 def test_params_answers_without_loading_torch(config_file: Path):

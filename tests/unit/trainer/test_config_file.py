@@ -39,6 +39,25 @@ def test_bare_config_and_base_of_a_spec_are_the_same(tmp_path: Path):
     assert read_config(written(tmp_path, {"name": "x", "base": document()})) == train_config()
 
 
+def test_file_may_name_a_preset_and_change_it(tmp_path: Path):
+    changed = {"preset": "cpu-tiny", "model": {"moe": {"top_k": 4}}, "loop": {"budget_tokens": 4096}}
+    for content in (changed, {"name": "x", "base": changed}):
+        config = read_config(written(tmp_path, content))
+        assert config.model.moe is not None
+        assert (config.model.moe.top_k, config.model.moe.num_experts, config.loop.budget_tokens) == (4, 16, 4096)
+
+
+def test_unknown_preset_in_a_file_lists_those_there_are(tmp_path: Path):
+    message = rejected(tmp_path, {"base": {"preset": "cpu-tinny"}})
+    assert "base.preset: there is no preset 'cpu-tinny'; did you mean cpu-tiny?" in message
+    assert "switch-base" in message
+
+
+def test_typo_beside_a_preset_is_named(tmp_path: Path):
+    message = rejected(tmp_path, {"preset": "cpu-tiny", "model": {"dimm": 64}})
+    assert "model.dimm: there is no such field; did you mean dim?" in message
+
+
 def test_typo_is_named_with_the_nearest_field(tmp_path: Path):
     message = rejected(tmp_path, document(model__moe__num_expert=4))
     assert "model.moe.num_expert: there is no such field; did you mean num_experts?" in message
