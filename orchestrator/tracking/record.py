@@ -86,7 +86,8 @@ def step_points(source: Source, config: TrainConfig, *, after: int, until: int |
     # Rows of a step lie together, layer after layer.
     starts = np.flatnonzero(np.diff(table["step"], prepend=-1))
     counts = np.diff(starts, append=len(table["step"]))
-    recorded = (*ROUTER_SCALARS, *(key for key in QUANTIZATION_SCALARS if not np.isnan(table[key]).all()))
+    # A run records what it has: no casts without a narrow format, and not what came to the catalogue after it.
+    recorded = [key for key in (*ROUTER_SCALARS, *QUANTIZATION_SCALARS) if not np.isnan(table[key]).all()]
     over_layers = {
         (key, word): reduced
         for key in recorded

@@ -1,5 +1,6 @@
 """The model: a decoder-only transformer, dense or with mixture-of-experts layers."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +26,28 @@ class OutputScaleConfig(Section):
     """Train it, as a parameter that is not decayed; otherwise it stays at `init`."""
 
 
+class CapacityConfig(Section):
+    """The most tokens an expert takes of a micro-batch in training: C = ceil(factor * T * top_k / num_experts) of T.
+
+    What exceeds C is dropped: the token goes without that expert, and the weights of its others stay as they are. Which
+    pairs are dropped depends on the other tokens of the micro-batch. Evaluation drops nothing, so that its figures
+    depend on a sequence alone.
+
+    Source: Fedus et al. 2021, arXiv:2101.03961, section 2.2 (factor 1 to 1.25); ST-MoE, arXiv:2202.08906 (1.25).
+    """
+
+    factor: float = Field(ge=0.1, le=64)
+    """Slots per expert, in units of an even load."""
+    drop: Literal["probability", "position"] = "probability"
+    """Which pairs an expert keeps: those of largest weight (Megatron-Core's default), or the first, a token's first
+    choice before any second choice and then by position in the micro-batch (GShard, arXiv:2006.16668, algorithm 1)."""
+
+    def slots(self, num_tokens: int, *, num_experts: int, top_k: int) -> int:
+        """Returns C of a micro-batch of `num_tokens`, at least 1."""
+        # 0.1 * 30 is 3.0000000000000004, which is no reason for a fourth slot.
+        return max(math.ceil(self.factor * num_tokens * top_k / num_experts - 1e-9), 1)
+
+
 class MoEConfig(Section):
     """The mixture-of-experts layers. Experts are gated MLPs of width `hidden_dim`."""
 
@@ -46,6 +69,17 @@ class MoEConfig(Section):
     """Multiply the shared experts' output by sigmoid(x w), one gate per token (Qwen1.5-MoE and Qwen2-MoE)."""
     output_scale: OutputScaleConfig | None = None
     router: RouterConfig = TopKRouterConfig()
+    capacity: CapacityConfig | None = None
+    """null is dropless: every expert computes all its tokens."""
+    num_null_experts: int = Field(default=0, ge=0, le=4096)
+    """Experts without parameters that the router may choose like the others, so that a token can do with fewer than
+    `top_k` real ones. They come on top of `num_experts`; balancing methods see each with their mean load, and so steer
+    towards K * num_experts / (num_experts + num_null_experts) real experts per token.
+
+    Source: MoE++, arXiv:2410.07348, section 3.1; AdaMoE, arXiv:2406.13233 (load of null experts); LongCat-Flash,
+    arXiv:2509.01322, section 2.1 (identity)."""
+    null_expert: Literal["zero", "identity"] = "zero"
+    """What they return: nothing, or the token as the layer sees it, which the weight then multiplies."""
     balancing: Annotated[tuple[BalancerConfig, ...], Field(max_length=8)] = ()
 
     @model_validator(mode="after")
@@ -56,11 +90,27 @@ class MoEConfig(Section):
             raise ValueError(
                 "shared_gate=true with num_shared_experts=0 gates nothing; add shared experts or set it false"
             )
+        if self.capacity is not None and (reason := self.router.refuses_capacity) is not None:
+            raise ValueError(f"capacity cannot be given with router.kind={self.router.kind}: {reason}; set it to null")
+        if self.num_null_experts and (reason := self.router.refuses_null_experts) is not None:
+            raise ValueError(
+                f"num_null_experts={self.num_null_experts} is not possible with router.kind={self.router.kind}: "
+                f"{reason}; set it to 0"
+            )
+        if self.null_expert == "identity" and not self.num_null_experts:
+            raise ValueError(
+                "null_expert=identity with num_null_experts=0 does nothing; add null experts or leave it out"
+            )
         kinds = [balancer.kind for balancer in self.balancing]
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if twice:
             raise ValueError(f"balancing lists {', '.join(twice)} more than once; each kind may appear once")
         for index, balancer in enumerate(self.balancing):
+            if balancer.kind == "group_balancing_loss" and self.num_null_experts:
+                raise ValueError(
+                    f"balancing.{index}.kind=group_balancing_loss is not possible with num_null_experts="
+                    f"{self.num_null_experts}: a null expert stands in no group; take one of them out"
+                )
             if balancer.kind == "group_balancing_loss" and self.num_experts % balancer.num_groups:
                 raise ValueError(
                     f"balancing.{index}.num_groups={balancer.num_groups} does not divide num_experts="
@@ -68,7 +118,7 @@ class MoEConfig(Section):
                 )
         if "quantile_balancing" in kinds and "loss_free_bias" in kinds:
             raise ValueError("balancing lists quantile_balancing and loss_free_bias, which set the same bias; keep one")
-        if "quantile_balancing" in kinds and self.top_k == self.num_experts:
+        if "quantile_balancing" in kinds and self.top_k == self.num_router_outputs:
             raise ValueError(
                 f"balancing lists quantile_balancing at top_k=num_experts={self.top_k}, where every token takes every "
                 "expert; take it out or lower top_k"
@@ -85,6 +135,11 @@ class MoEConfig(Section):
                     f"balancing.{index}.kind={kind} cannot act on router.kind={self.router.kind}: {reason}; take it out"
                 )
         return self
+
+    @property
+    def num_router_outputs(self) -> int:
+        """What the router chooses among: the experts and, after them, the null experts."""
+        return self.num_experts + self.num_null_experts
 
 
 class GlobalAttentionConfig(Section):

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from trainer.config.section import Section, kind_defaults_to
 
+_NEVER_LEARNS = "it never learns which tokens can do without their experts"
 _NOT_BY_SCORE = "its choice is not that of the best scores, whose quantiles the method takes"
 
 
@@ -18,6 +19,12 @@ class RouterSection(Section):
 
     looks_ahead: ClassVar[bool] = False
     """Whether in training a token's experts depend on later tokens, so that the training loss may be flattered."""
+
+    refuses_capacity: ClassVar[str | None] = None
+    """Why experts cannot be given a capacity (`moe.capacity`), or None if they can."""
+
+    refuses_null_experts: ClassVar[str | None] = None
+    """Why there can be no null experts (`moe.num_null_experts`), or None if there can."""
 
     def check_fit(self, *, num_experts: int, top_k: int) -> None:
         """Raises ValueError, naming the field, if this router cannot choose `top_k` of `num_experts`."""
@@ -54,7 +61,7 @@ class LearnedRouterSection(RouterSection):
 
 
 class TopKRouterConfig(LearnedRouterSection):
-    """Token choice: every token takes its `top_k` best experts (dropless).
+    """Token choice: every token takes its `top_k` best experts.
 
     Source: Shazeer et al. 2017, arXiv:1701.06538; sigmoid scores: DeepSeek-V3, arXiv:2412.19437, eq. 12-16.
     """
@@ -71,6 +78,8 @@ class GroupLimitedRouterConfig(LearnedRouterSection):
     Source: DeepSeek-V2, arXiv:2405.04434, section 2.2.2 (a group counts as its best expert); DeepSeek-V3,
     arXiv:2412.19437, section 2.1.2 (as the sum of its best two, for 8 experts in 4 groups).
     """
+
+    refuses_null_experts: ClassVar[str | None] = "a null expert stands in no group"
 
     kind: Literal["group_limited"] = "group_limited"
     num_groups: int = Field(ge=1, le=1024)
@@ -137,6 +146,9 @@ class ExpertChoiceRouterConfig(LearnedRouterSection):
 
     looks_ahead: ClassVar[bool] = True
 
+    refuses_capacity: ClassVar[str | None] = "it has one of its own, router.capacity_factor, and drops nothing"
+    refuses_null_experts: ClassVar[str | None] = "a null expert would take tokens that others also take"
+
     kind: Literal["expert_choice"] = "expert_choice"
     normalize: bool = False
     """Has to be false: the weights are the scores. A token that one expert took would always have a weight of 1."""
@@ -197,6 +209,9 @@ class HashRouterConfig(RouterSection):
 
     is_learned: ClassVar[bool] = False
 
+    refuses_capacity: ClassVar[str | None] = _NEVER_LEARNS
+    refuses_null_experts: ClassVar[str | None] = _NEVER_LEARNS
+
     kind: Literal["hash"] = "hash"
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Another seed is another hash."""
@@ -206,6 +221,9 @@ class RandomRouterConfig(RouterSection):
     """`top_k` random experts for every token, drawn anew each time, of equal weight: the control of all the others."""
 
     is_learned: ClassVar[bool] = False
+
+    refuses_capacity: ClassVar[str | None] = _NEVER_LEARNS
+    refuses_null_experts: ClassVar[str | None] = _NEVER_LEARNS
 
     kind: Literal["random"] = "random"
 

@@ -12,7 +12,8 @@ _HEAD = """# Metrics
 Every metric evenload records. Generated from `trainer/metrics/catalog.py` by `python -m trainer.metrics.page`.
 Counts are those of the whole optimizer step, summed over micro-batches and workers before any ratio. Token entropy (how
 decided the router is) and load entropy (how even the load is) are two metrics. Read the worst layer: a mean over layers
-hides a collapsed one.
+hides a collapsed one. Loads are what was asked for, before capacity drops anything and without what null experts were
+sent; their bounds are those of tokens that all have top_k experts.
 
 | metric | unit | one value per | bounds | better | definition | source |
 |---|---|---|---|---|---|---|

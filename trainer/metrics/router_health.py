@@ -18,12 +18,14 @@ class RouterSums(NamedTuple):
     """What the routing passes of one step add up to, per leading index.
 
     Attributes:
-        counts_E: int64 [..., E], tokens sent to each expert.
-        prob_sum_E: float64 [..., E], sum over tokens of the router's distribution.
+        counts_E: int64 [..., E], tokens that chose each expert (or that it chose), before any is dropped.
+        prob_sum_E: float64 [..., E], sum over tokens of the router's distribution; null experts after the others.
         entropy_sum, z_sum, top_k_mass_sum, margin_sum: float64 [...], sums over tokens.
         max_logit: float64 [...], the largest router logit.
         bias_range: float64 [...], largest minus smallest selection bias; 0 without one.
         num_tokens: tokens of the step.
+        num_dropped, num_null: float64 [...], pairs beyond an expert's capacity, and pairs sent to null experts.
+        num_uncovered: float64 [...], tokens that no expert computed.
     """
 
     counts_E: NDArray[np.int64]
@@ -35,11 +37,14 @@ class RouterSums(NamedTuple):
     max_logit: Floats
     bias_range: Floats
     num_tokens: int
+    num_dropped: Floats
+    num_null: Floats
+    num_uncovered: Floats
 
 
 def load_fractions(counts_E: NDArray[np.int64]) -> Floats:
-    """Return f_e = n_e / sum n, float64 [..., E]."""
-    return counts_E / counts_E.sum(axis=-1, keepdims=True)
+    """Return f_e = n_e / sum n, float64 [..., E]; zeros where null experts took every token."""
+    return counts_E / np.maximum(counts_E.sum(axis=-1, keepdims=True), 1)
 
 
 def entropy(fractions_E: Floats) -> Floats:
@@ -54,13 +59,13 @@ def load_entropy(counts_E: NDArray[np.int64]) -> Floats:
 
 
 def max_violation(counts_E: NDArray[np.int64]) -> Floats:
-    """Return MaxVio, max_e n_e / mean n - 1. Source: Wang et al. 2024, arXiv:2408.15664, eq. 4."""
-    return counts_E.max(axis=-1) / counts_E.mean(axis=-1) - 1.0
+    """Return MaxVio, max_e n_e / mean n - 1; 0 without any load. Source: Wang et al. 2024, arXiv:2408.15664, eq. 4."""
+    return np.where(counts_E.any(axis=-1), counts_E.max(axis=-1) / _mean_load(counts_E) - 1.0, 0.0)
 
 
 def load_cv(counts_E: NDArray[np.int64]) -> Floats:
     """Return the population standard deviation of the loads over their mean."""
-    return counts_E.std(axis=-1) / counts_E.mean(axis=-1)
+    return counts_E.std(axis=-1) / _mean_load(counts_E)
 
 
 def max_load(counts_E: NDArray[np.int64]) -> Floats:
@@ -71,6 +76,21 @@ def max_load(counts_E: NDArray[np.int64]) -> Floats:
 def dead_fraction(counts_E: NDArray[np.int64]) -> Floats:
     """Return the fraction of experts no token chose."""
     return (counts_E == 0).mean(axis=-1)
+
+
+def drop_rate(num_dropped: Floats, counts_E: NDArray[np.int64]) -> Floats:
+    """Return the share of the pairs with (not null) experts that their capacity did not let in."""
+    return num_dropped / np.maximum(counts_E.sum(axis=-1), 1)
+
+
+def null_share(num_null: Floats, counts_E: NDArray[np.int64]) -> Floats:
+    """Return the share of all pairs that went to null experts."""
+    return num_null / (num_null + counts_E.sum(axis=-1))
+
+
+def _mean_load(counts_E: NDArray[np.int64]) -> Floats:
+    """Return the mean load, 1 token per layer where there is none at all: null experts can take every token."""
+    return np.maximum(counts_E.sum(axis=-1), 1) / counts_E.shape[-1]
 
 
 def router_health(sums: RouterSums) -> dict[str, Floats]:
@@ -86,6 +106,9 @@ def router_health(sums: RouterSums) -> dict[str, Floats]:
         "router/load_cv": load_cv(sums.counts_E),
         "router/max_load": max_load(sums.counts_E),
         "router/dead_fraction": dead_fraction(sums.counts_E),
+        "router/drop_rate": drop_rate(sums.num_dropped, sums.counts_E),
+        "router/uncovered_rate": sums.num_uncovered / sums.num_tokens,
+        "router/null_share": null_share(sums.num_null, sums.counts_E),
         "router/z": sums.z_sum / sums.num_tokens,
         "router/top_k_mass": sums.top_k_mass_sum / sums.num_tokens,
         "router/margin": sums.margin_sum / sums.num_tokens,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels import Activation, ExpertBiases, GroupedMatmul, Routing, grouped_swiglu, permute, unpermute
+from kernels import Activation, ExpertBiases, GroupedMatmul, Routing, admit, grouped_swiglu, permute, unpermute
 from trainer.balancing import BALANCERS
 from trainer.config.model import MoEConfig
 from trainer.model.dense_mlp import DenseMLP
@@ -66,8 +66,9 @@ class Experts(nn.Module):
 class MoELayer(nn.Module):
     """Routes each token to K of E experts, adds their weighted outputs, and those of the shared experts.
 
-    Dropless: every pair is computed. The shared experts are one MLP of `num_shared_experts * hidden_dim`, which equals
-    their sum (Dai et al. 2024, DeepSeekMoE, arXiv:2401.06066, eq. 9); `shared_gate` weighs them per token, as in
+    Dropless unless the config has a capacity, which acts in training. Null experts are outputs of the router without
+    modules (`kernels.admit`). The shared experts are one MLP of `num_shared_experts * hidden_dim`, which equals their
+    sum (Dai et al. 2024, DeepSeekMoE, arXiv:2401.06066, eq. 9); `shared_gate` weighs them per token, as in
     Qwen1.5-MoE. `output_scale`, a number or a parameter of one element, multiplies the routed experts' sum alone.
     `selection_bias_E`, a persistent float32 buffer, exists if a balancing method steers the selection by it.
     """
@@ -78,8 +79,12 @@ class MoELayer(nn.Module):
     def __init__(self, config: MoEConfig, *, dim: int) -> None:
         super().__init__()
         self.num_experts = config.num_experts
+        self.top_k = config.top_k
+        self.capacity = config.capacity
+        self.num_null_experts = config.num_null_experts
+        self.null_is_identity = config.null_expert == "identity"
         self.router = ROUTERS[config.router.kind](
-            config.router, dim=dim, num_experts=config.num_experts, top_k=config.top_k
+            config.router, dim=dim, num_experts=config.num_router_outputs, top_k=config.top_k
         )
         self.experts = Experts(
             num_experts=config.num_experts,
@@ -97,7 +102,7 @@ class MoELayer(nn.Module):
             nn.Parameter(torch.empty(1)) if scale is not None and scale.learned else self.output_scale_start
         )
         biased = any(BALANCERS[balancer.kind].needs_selection_bias for balancer in config.balancing)
-        self.register_buffer("selection_bias_E", torch.zeros(config.num_experts) if biased else None)
+        self.register_buffer("selection_bias_E", torch.zeros(config.num_router_outputs) if biased else None)
 
     def special_start(self, name: str, generator: torch.Generator) -> Tensor | None:
         """Returns the start of this layer's parameter `name`, float32 on the CPU, or None where the model's rule fits.
@@ -114,14 +119,28 @@ class MoELayer(nn.Module):
         x_TD = x_BLD.flatten(0, -2)
         tokens_T = None if tokens_BL is None else tokens_BL.flatten()
         routing = self.router(x_TD, self.selection_bias_E, tokens_T, num_sequences=len(x_BLD))
+        routing = self._admitted(routing)
         y_ND = self.experts(permute(x_TD, routing), routing.offsets_E)
-        weights_N = routing.weights_N
+        weights_N, null_weights_T = routing.weights_N, routing.null_weights_T
         if self.output_scale is not None:
             weights_N = weights_N * self.output_scale  # a number per pair instead of D per token
+            null_weights_T = None if null_weights_T is None else null_weights_T * self.output_scale
         out_TD = unpermute(y_ND, routing, weights_N)
+        if null_weights_T is not None and self.null_is_identity:
+            out_TD = out_TD + (null_weights_T[:, None] * x_TD).to(out_TD.dtype)
         if self.shared is not None:
             shared_TD = self.shared(x_TD)
             if self.shared_gate is not None:
                 shared_TD = shared_TD * self.shared_gate(x_TD).sigmoid()
             out_TD = out_TD + shared_TD
         return out_TD.view(x_BLD.shape), routing
+
+    def _admitted(self, routing: Routing) -> Routing:
+        """Returns the routing without what exceeds the experts' capacity and what null experts were chosen for."""
+        slots = None
+        if self.capacity is not None and self.training:
+            slots = self.capacity.slots(routing.num_tokens, num_experts=self.num_experts, top_k=self.top_k)
+        if slots is None and not self.num_null_experts:
+            return routing
+        drop = "probability" if self.capacity is None else self.capacity.drop
+        return admit(routing, num_null_experts=self.num_null_experts, capacity=slots, drop=drop)

@@ -71,6 +71,7 @@ class Telemetry:
             log_every_steps=config.loop.log_every_steps,
             num_layers=len(layers),
             num_experts=config.model.moe.num_experts if config.model.moe else 0,
+            num_null_experts=config.model.moe.num_null_experts if config.model.moe else 0,
             step_tokens=config.step_tokens,
             world=world,
             quantizes=isinstance(config.precision, QuantizedExpertsSection),

@@ -22,6 +22,8 @@ from trainer.world import World
 MAX_BUFFER_BYTES = 64 * 2**20
 """Bound on the buffer; a longer logging interval is then copied in several parts."""
 
+_UNSERVED_PER_LAYER = 3
+"""Pairs dropped, pairs sent to null experts, tokens without an expert (`RouterStats.unserved_3`)."""
 _NUM_MAX_SLOTS = len(STAT_NAMES) - NUM_SUM_SLOTS
 _CASTS_PER_LAYER = len(OPERAND_NAMES) * len(COUNT_NAMES)
 
@@ -49,7 +51,7 @@ class StepBuffer:
 
     Args:
         log_every_steps: steps between drains.
-        num_layers, num_experts: of the MoE layers; 0 for a dense model.
+        num_layers, num_experts, num_null_experts: of the MoE layers; 0 for a dense model.
         step_tokens: tokens of a step over all workers.
         world: reduces the rows.
         quantizes: whether the experts' matmuls are in a narrow format, whose casts are counted.
@@ -63,13 +65,16 @@ class StepBuffer:
         num_experts: int,
         step_tokens: int,
         world: World,
+        num_null_experts: int = 0,
         quantizes: bool = False,
     ) -> None:
         self._shape_LE = (num_layers, num_experts)
+        self._num_outputs = num_experts + num_null_experts
         self._step_tokens = step_tokens
         self._world = world
-        pairs = num_layers * num_experts
-        self._num_routing_sums = 2 + 2 * pairs + num_layers * NUM_SUM_SLOTS
+        # Per layer: counts, probability sums, slots, unserved.
+        per_layer = num_experts + self._num_outputs + NUM_SUM_SLOTS + _UNSERVED_PER_LAYER
+        self._num_routing_sums = 2 + num_layers * per_layer
         self._num_sums = self._num_routing_sums + (num_layers * _CASTS_PER_LAYER if quantizes else 0)
         self._num_maxima = num_layers * _NUM_MAX_SLOTS
         width = self._num_sums + self._num_maxima + 2 + num_layers
@@ -108,12 +113,17 @@ class StepBuffer:
         if not routings:
             return
         stats_LS = torch.stack([routing.stats.stats_S for routing in routings])
-        sums = (
+        sums = [
             torch.stack([routing.stats.counts_E for routing in routings]).flatten(),
             torch.stack([routing.stats.prob_sum_E for routing in routings]).flatten(),
             stats_LS[:, :NUM_SUM_SLOTS].flatten(),
-        )
-        row_W[2 : self._num_routing_sums].add_(torch.cat([part.double() for part in sums]))
+        ]
+        unserved = [routing.stats.unserved_3 for routing in routings if routing.stats.unserved_3 is not None]
+        if unserved:  # else there is nothing to add, and the zeros of the row stand
+            assert len(unserved) == len(routings), "the MoE layers of a model are alike"
+            sums.append(torch.stack(unserved).flatten())
+        added_W = torch.cat([part.double() for part in sums])
+        row_W[2 : 2 + len(added_W)].add_(added_W)
         maxima_W = row_W[self._num_sums : self._num_sums + self._num_maxima]
         torch.maximum(maxima_W, stats_LS[:, NUM_SUM_SLOTS:].flatten().double(), out=maxima_W)
 
@@ -173,17 +183,21 @@ class StepBuffer:
         num_layers, num_experts = self._shape_LE
         if not num_layers:
             return None
-        num_rows, pairs = len(values), num_layers * num_experts
-        shape = (num_rows, num_layers, num_experts)
-        stats = values[:, 2 + 2 * pairs : self._num_routing_sums].reshape(num_rows, num_layers, NUM_SUM_SLOTS)
+        num_rows = len(values)
+        widths = (num_experts, self._num_outputs, NUM_SUM_SLOTS, _UNSERVED_PER_LAYER)
+        ends = 2 + num_layers * np.cumsum(widths)
+        counts, probs, stats, unserved = (
+            values[:, end - num_layers * width : end].reshape(num_rows, num_layers, width)
+            for end, width in zip(ends, widths, strict=True)
+        )
         maxima = values[:, self._num_sums : self._num_sums + self._num_maxima].reshape(num_rows, num_layers, -1)
 
         def total(name: str) -> NDArray[np.float64]:
             return stats[..., STAT_NAMES.index(name)]
 
         return RouterSums(
-            counts_E=values[:, 2 : 2 + pairs].reshape(shape).astype(np.int64),
-            prob_sum_E=values[:, 2 + pairs : 2 + 2 * pairs].reshape(shape),
+            counts_E=counts.astype(np.int64),
+            prob_sum_E=probs,
             entropy_sum=total("token_entropy_sum"),
             z_sum=total("logsumexp_sq_sum"),
             top_k_mass_sum=total("top_k_mass_sum"),
@@ -191,4 +205,7 @@ class StepBuffer:
             max_logit=maxima[..., STAT_NAMES.index("logit_max") - NUM_SUM_SLOTS],
             bias_range=values[:, self._num_sums + self._num_maxima + 2 :],
             num_tokens=self._step_tokens,
+            num_dropped=unserved[..., 0],
+            num_null=unserved[..., 1],
+            num_uncovered=unserved[..., 2],
         )

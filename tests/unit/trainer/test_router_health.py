@@ -12,11 +12,13 @@ from trainer.metrics.catalog import ROUTER_SCALARS
 from trainer.metrics.router_health import (
     RouterSums,
     dead_fraction,
+    drop_rate,
     entropy,
     load_cv,
     load_entropy,
     max_load,
     max_violation,
+    null_share,
     router_health,
 )
 
@@ -40,7 +42,28 @@ def sums(counts_E: np.ndarray, *, top_k: int, probs_TE: np.ndarray, logits_TE: n
         max_logit=logits_TE.max(),
         bias_range=np.float64(0.25),
         num_tokens=len(probs_TE),
+        num_dropped=np.float64(0.0),
+        num_null=np.float64(0.0),
+        num_uncovered=np.float64(0.0),
     )
+
+
+def test_rates_of_what_experts_do_not_compute():
+    counts_LE = np.array([[6, 2], [0, 0]])
+    assert_allclose(drop_rate(np.array([3.0, 0.0]), counts_LE), [3 / 8, 0.0])
+    assert_allclose(null_share(np.array([2.0, 10.0]), counts_LE), [2 / 10, 1.0])
+
+
+def test_a_layer_whose_tokens_all_went_to_null_experts_has_finite_health():
+    probs_TE = np.full((10, 4), 0.25)
+    health = router_health(
+        sums(np.zeros(4, dtype=np.int64), top_k=1, probs_TE=probs_TE, logits_TE=np.zeros((10, 4)))._replace(
+            num_null=np.float64(10.0), num_uncovered=np.float64(10.0)
+        )
+    )
+    assert all(np.isfinite(value) for value in health.values())
+    assert health["router/null_share"] == health["router/uncovered_rate"] == health["router/dead_fraction"] == 1.0
+    assert health["router/max_violation"] == health["router/load_entropy"] == health["router/max_load"] == 0.0
 
 
 def test_even_load_has_no_violation_and_full_entropy():

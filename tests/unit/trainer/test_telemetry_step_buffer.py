@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import route
+from kernels import admit, route
 from trainer.model.routing import LayerRouting
 from trainer.telemetry.step_buffer import MAX_BUFFER_BYTES, StepBuffer
 from trainer.world import World
@@ -136,3 +136,58 @@ def test_no_value_is_read_on_the_host_before_a_drain():
     with _NoHostRead():
         for seed in range(3):
             add_step(filled, seed=seed)
+
+
+def test_what_is_not_computed_is_summed_and_demand_stays_what_was_asked_for():
+    num_null = 3
+    filled = StepBuffer(
+        log_every_steps=2,
+        num_layers=NUM_LAYERS,
+        num_experts=NUM_EXPERTS,
+        num_null_experts=num_null,
+        step_tokens=2 * NUM_TOKENS,
+        world=World(),
+    )
+    generator = torch.Generator().manual_seed(0)
+    whole = [
+        [
+            route(torch.randn(NUM_TOKENS, NUM_EXPERTS + num_null, generator=generator), top_k=TOP_K, normalize=True)
+            for _ in range(NUM_LAYERS)
+        ]
+        for _ in range(2)
+    ]
+    filled.begin_step()
+    for micro_batch in whole:
+        partial = [admit(routing, num_null_experts=num_null, capacity=9) for routing in micro_batch]
+        filled.add_micro_batch(
+            loss=torch.tensor(3.0),
+            balancing_loss=None,
+            routings=[LayerRouting.of(routing, layer=layer) for layer, routing in enumerate(partial)],
+            share=0.5,
+        )
+    counts_LE = filled.reduce_step()
+    filled.finish_step(grad_norm=torch.tensor(1.0), selection_bias_LE=torch.zeros(NUM_LAYERS, NUM_EXPERTS + num_null))
+    router = filled.drain().router
+    assert router is not None
+    for layer in range(NUM_LAYERS):
+        both = [micro_batch[layer] for micro_batch in whole]
+        demand_E = sum(routing.counts_E[:NUM_EXPERTS] for routing in both)
+        computed = sum(routing.counts_E[:NUM_EXPERTS].clamp(max=9).sum() for routing in both)
+        assert router.counts_E[0, layer].tolist() == counts_LE[layer].tolist() == demand_E.tolist()
+        assert router.num_dropped[0, layer] == demand_E.sum() - computed > 0
+        assert router.num_null[0, layer] == sum(routing.counts_E[NUM_EXPERTS:].sum() for routing in both) > 0
+        assert router.num_uncovered[0, layer] > 0
+        probs_E = sum(routing.prob_sum_E for routing in both)
+        np.testing.assert_allclose(router.prob_sum_E[0, layer], probs_E, rtol=1e-6)
+        z_sum = sum(routing.z_sum for routing in both)
+        np.testing.assert_allclose(router.z_sum[0, layer], z_sum, rtol=1e-6)
+
+
+def test_dropless_steps_drop_nothing():
+    filled = buffer()
+    add_step(filled, seed=0)
+    router = filled.drain().router
+    assert router is not None
+    assert not router.num_dropped.any()
+    assert not router.num_null.any()
+    assert not router.num_uncovered.any()
