@@ -6,6 +6,7 @@ from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
 from orchestrator.store.records import TrialKind, TrialRecord
 from trainer.config import TrainConfig
+from trainer.config.run import LookaheadProbe, RoutedLoss
 from trainer.model.size import flops_per_token, model_size
 
 
@@ -67,12 +68,7 @@ def caveats_of(
     num_failed = sum(trial.state in (TrialState.FAILED, TrialState.INFEASIBLE) for trial in trials)
     if num_failed:
         found.append(f"{num_failed} trials failed or could not run and are not ranked.")
-    looking_ahead = sorted({kind for trial in ranked if (kind := _router_that_looks_ahead(trial)) is not None})
-    if looking_ahead:
-        found.append(
-            f"In training the {', '.join(looking_ahead)} router chooses a token's experts with a view of later tokens, "
-            "and in evaluation without: compare such trials by held-out figures, not by their training loss."
-        )
+    found += _lookahead_caveats(ranked)
     if ranked:
         found.append(
             f"Held-out figures are over {spec.base.data.evaluation_tokens:,} tokens of each corpus, after "
@@ -81,11 +77,53 @@ def caveats_of(
     return tuple(found)
 
 
-def _router_that_looks_ahead(trial: TrialRecord) -> str | None:
-    if trial.config is None:
-        return None
-    moe = TrainConfig.model_validate(trial.config).model.moe
-    return moe.router.kind if moe is not None and moe.router.looks_ahead else None
+def _lookahead_caveats(ranked: Sequence[TrialRecord]) -> list[str]:
+    """What to know of routers that choose a token's experts with a view of later tokens."""
+    found: list[str] = []
+    routers = {
+        trial.number: moe.router
+        for trial in ranked
+        if trial.config is not None
+        and (moe := TrainConfig.model_validate(trial.config).model.moe) is not None
+        and moe.router.looks_ahead
+    }
+    in_training = sorted({router.kind for router in routers.values() if not router.evaluates_ahead})
+    if in_training:
+        found.append(
+            f"In training the {', '.join(in_training)} router chooses a token's experts with a view of later tokens, "
+            "and in evaluation without: compare such trials by held-out figures, not by their training loss."
+        )
+    always = sorted(number for number, router in routers.items() if router.evaluates_ahead)
+    if always:
+        kinds = ", ".join(sorted({routers[number].kind for number in always}))
+        found.append(
+            f"The {kinds} router of trial {', '.join(map(str, always))} chooses a token's experts with a view of later "
+            "tokens, in evaluation too: training loss and held-out figures may both be flattered, and text cannot be "
+            "generated like that. Set `model.moe.router.predictor` for held-out figures that compare with others'."
+        )
+    probes = [
+        (trial.number, LookaheadProbe.model_validate(trial.summary["lookahead"]))
+        for trial in ranked
+        if trial.summary is not None and trial.summary.get("lookahead") is not None
+    ]
+    changes = [
+        (routed.loss - widest.loss, number, widest, routed)
+        for number, probe in probes
+        for widest in probe.by_chunk_size[:1]
+        for routed in (*probe.by_chunk_size[1:], *(() if probe.causal is None else (probe.causal,)))
+    ]
+    if changes:
+        _, number, widest, routed = max(changes, key=lambda change: (abs(change[0]), -change[1]))
+        found.append(
+            f"How much hangs on that view: routed over {_competitors(routed)} instead of {_competitors(widest)}, the "
+            f"trained model of trial {number} has a held-out loss of {routed.loss:.3f} instead of {widest.loss:.3f} "
+            "nats/token, the largest such change."
+        )
+    return found
+
+
+def _competitors(routed: RoutedLoss) -> str:
+    return "each token alone" if routed.chunk_size is None else f"chunks of {routed.chunk_size:,} tokens"
 
 
 def _equal_or_range(name: str, values: Sequence[float]) -> str:

@@ -145,6 +145,26 @@ def test_quantile_biases_are_those_of_one_worker(tmp_path: Path):
         np.testing.assert_allclose(together.weights()[name].numpy(), alone[name].numpy(), atol=1e-5)
 
 
+def test_experts_that_choose_within_sequences_choose_alike_in_two_workers(tmp_path: Path):
+    """With the predictor's loss, whose gradient both workers have a part in."""
+    model = config().model.model_dump(mode="json")
+    model["moe"] |= {"router": {"kind": "expert_choice", "scope": "sequence", "predictor": True}, "balancing": []}
+    shared = config(num_steps=3, model=model)
+    alone = run_training(shared, tmp_path / "one")
+    together, statuses, _ = run_two(shared, tmp_path / "two" / "run")
+    assert statuses == [0, 0]
+    for name in ("train/loss", "train/balancing_loss", "optimizer/grad_norm"):
+        expected, found = alone.table("scalars")[name].to_numpy(), together.table("scalars")[name].to_numpy()
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=5e-3)
+    names = [name for name in alone.weights() if "predictor" in name]
+    assert len(names) == 4  # a matrix and a bias in each of two layers
+    for name in names:
+        # Adam's first steps are those of signs, and a gradient near 0 may have either.
+        differs = (together.weights()[name] - alone.weights()[name]).abs() > 1e-4
+        assert differs.float().mean() < 0.05
+
+
 def test_every_step_is_written_once_by_rank_0(two: Finished):
     assert two.table("scalars")["step"].to_pylist() == list(range(1, 11))
     assert [report.kind for report in two.reports] == ["started", "progress", "finished"]

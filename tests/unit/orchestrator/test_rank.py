@@ -10,7 +10,7 @@ from orchestrator.search.rank import compare
 from orchestrator.states import Cause, TrialState
 from orchestrator.store.records import TrialRecord
 from tests.support.records import trial_record
-from tests.support.specs import experiment_spec
+from tests.support.specs import experiment_spec, train_document
 
 SPEC = experiment_spec(baselines=[{"name": "base"}])
 SUMMARY = {
@@ -143,3 +143,47 @@ def test_router_that_sees_later_tokens_in_training_is_a_caveat() -> None:
     for chosen, expected in (("sinkhorn", True), ("top_k", False)):
         comparison = compare(spec, [trial_record(spec, 0, {"model.moe.router": chosen}, objective=1.0)])
         assert any("the sinkhorn router chooses" in caveat for caveat in comparison.caveats) == expected
+
+
+PROBE = {
+    "trained_chunk_size": 64,
+    "by_chunk_size": [
+        {"chunk_size": 64, "loss": 2.5, "experts_per_token": 2.0},
+        {"chunk_size": 4, "loss": 2.75, "experts_per_token": 2.0},
+    ],
+    "causal": None,
+    "predictor_accuracy": None,
+}
+
+
+def test_router_that_sees_later_tokens_in_evaluation_too_is_a_caveat_of_its_own() -> None:
+    routers = {
+        "options": {
+            "blind": {"kind": "expert_choice", "predictor": True},
+            "seeing": {"kind": "expert_choice"},
+        }
+    }
+    base = train_document()
+    base["model"]["moe"]["balancing"] = []
+    spec = experiment_spec(space={"model.moe.router": routers}, base=base)
+    causal = {"chunk_size": None, "loss": 2.875, "experts_per_token": 1.5}
+    trials = [
+        trial_record(
+            spec,
+            number,
+            {"model.moe.router": chosen},
+            objective=1.0,
+            summary=SUMMARY | {"lookahead": PROBE | {"causal": causal if chosen == "blind" else None}},
+        )
+        for number, chosen in enumerate(["blind", "seeing"])
+    ]
+    seeing = "The expert_choice router of trial 1 chooses a token's experts with a view of later tokens, in evaluation"
+    blind = "In training the expert_choice router chooses a token's experts with a view of later tokens"
+    together = "\n".join(compare(spec, trials).caveats)
+    assert seeing in together
+    assert blind in together
+    assert "routed over each token alone instead of chunks of 64 tokens, the trained model of trial 0" in together
+    assert "2.875 instead of 2.500" in together
+    assert blind not in "\n".join(compare(spec, trials[1:]).caveats)
+    assert "over chunks of 4 tokens instead of chunks of 64 tokens" in "\n".join(compare(spec, trials[1:]).caveats)
+    assert seeing not in "\n".join(compare(spec, trials[:1]).caveats)

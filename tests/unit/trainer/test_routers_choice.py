@@ -22,6 +22,7 @@ from trainer.config.routers import (
 from trainer.routers.base import LinearRouter
 from trainer.routers.group_limited import GroupLimitedRouter
 from trainer.routers.hash import HashRouter, mixed
+from trainer.routers.looking_ahead import routed_over_chunks
 from trainer.routers.random import RandomRouter
 from trainer.routers.sinkhorn import SinkhornRouter, transport_plan
 from trainer.routers.top_k import TopKRouter
@@ -99,6 +100,13 @@ def test_transport_plan_has_even_loads_and_whole_tokens() -> None:
     torch.testing.assert_close(plan_TE.sum(dim=0), torch.full((6,), 10.0), rtol=1e-3, atol=0)
 
 
+def test_groups_have_transport_plans_of_their_own() -> None:
+    logits_TE = random_rows(60, 6) * 3
+    together_TE = transport_plan(logits_TE, num_iterations=8, num_groups=3)
+    alone = [transport_plan(logits_SE, num_iterations=8) for logits_SE in logits_TE.chunk(3)]
+    torch.testing.assert_close(together_TE, torch.cat(alone))
+
+
 def test_transport_plan_survives_extreme_logits() -> None:
     plan_TE = transport_plan(torch.tensor([[1e4, 0.0], [1e4, -1e4]]), num_iterations=8)
     assert plan_TE.isfinite().all()
@@ -134,6 +142,12 @@ def test_sinkhorn_chooses_as_top_k_in_evaluation_and_weighs_by_the_scores_always
         routing = router.train(mode)(x_TD, None)
         torch.testing.assert_close(routing.weights_TK.detach(), scores_TE.gather(1, routing.expert_ids_TK))
     assert torch.equal(routing.expert_ids_TK, scores_TE.topk(2).indices)
+
+
+def test_sinkhorn_balances_in_evaluation_too_where_chunks_are_probed() -> None:
+    router, x_TD = sinkhorn().eval(), hot_rows(256)
+    with routed_over_chunks(router, 256):
+        assert torch.equal(router(x_TD, None).expert_ids_N, router.train()(x_TD, None).expert_ids_N)
 
 
 def hashed(tokens_T: torch.Tensor, *, seed: int = 0, num_experts: int = 8, top_k: int = 2) -> torch.Tensor:
@@ -175,7 +189,7 @@ def test_model_hands_its_tokens_to_the_router() -> None:
     model = tiny_model(model_config(moe=moe_fields(router={"kind": "hash"})))
     tokens_BL = random_tokens(2, 8)
     expected_TK = hashed(tokens_BL.flatten(), num_experts=4)
-    assert all(torch.equal(routing.expert_ids_TK, expected_TK) for routing in model(tokens_BL).routings)
+    assert all(torch.equal(routing.expert_ids_N, expected_TK.flatten()) for routing in model(tokens_BL).routings)
 
 
 def test_random_draws_anew_in_training_and_alike_in_evaluation() -> None:
@@ -215,6 +229,7 @@ def test_jitter_moves_the_choice_in_training_only_and_within_its_bounds() -> Non
         {"kind": "random"},
         {"kind": "hash"},
         {"kind": "sinkhorn"},
+        {"kind": "expert_choice", "predictor": True},
         {"kind": "group_limited", "num_groups": 2, "groups_per_token": 1},
         {"input_jitter": 0.1},
     ],
@@ -232,6 +247,7 @@ def test_run_stopped_and_resumed_is_bit_equal(tmp_path: Path, router: dict[str, 
     assert resumed.weights().keys() == whole.weights().keys()
     assert all(torch.equal(tensor, whole.weights()[name]) for name, tensor in resumed.weights().items())
     assert resumed.last.evaluation == whole.last.evaluation
+    assert resumed.last.summary.lookahead == whole.last.summary.lookahead
     for kind in ("scalars", "router"):
         assert exact_columns(resumed.table(kind)).equals(exact_columns(whole.table(kind))), kind
 
