@@ -28,6 +28,15 @@ def train(model: Transformer, optimizer: torch.optim.Optimizer, *, seed: int) ->
     return loss.item()
 
 
+def with_router(kind: str, router: dict[str, Any], **fields: Any) -> Any:
+    """Returns a config of this kind whose routers are updated with these settings."""
+    if kind == "by_pattern":
+        return example_config(
+            OptimizerConfig, kind, groups=[{"pattern": "*.router.*", "rule": {"kind": "adamw"} | router}], **fields
+        )
+    return example_config(OptimizerConfig, kind, router=router, **fields)
+
+
 def test_registry_has_the_kinds_of_the_config() -> None:
     assert set(OPTIMIZERS) == set(config_classes(OptimizerConfig))
 
@@ -46,7 +55,7 @@ def test_every_parameter_is_in_one_group_of_its_role(kind: str) -> None:
 
 @every_kind
 def test_learning_rate_reaches_every_group_with_its_scale(kind: str) -> None:
-    config = example_config(OptimizerConfig, kind, lr=0.5, router={"lr_scale": 0.1, "weight_decay": 0.0})
+    config = with_router(kind, {"lr_scale": 0.1, "weight_decay": 0.0}, lr=0.5)
     optimizer = build_optimizer(config, tiny_model(CONFIG))
     assert all(group["lr"] == 0.5 * group["lr_scale"] for group in optimizer.param_groups)
     set_learning_rate(optimizer, 0.02)
@@ -56,8 +65,8 @@ def test_learning_rate_reaches_every_group_with_its_scale(kind: str) -> None:
 
 @every_kind
 def test_router_is_decayed_only_where_asked_for_and_vectors_never(kind: str) -> None:
-    for fields, expected in (({}, {0.0}), ({"router": {"weight_decay": 0.3}}, {0.3})):
-        config = example_config(OptimizerConfig, kind, weight_decay=0.1, **fields)
+    for router, expected in (({}, {0.0}), ({"weight_decay": 0.3}, {0.3})):
+        config = with_router(kind, router, weight_decay=0.1)
         optimizer = build_optimizer(config, tiny_model(CONFIG))
         assert {group["weight_decay"] for group in optimizer.param_groups if group["role"] == "router"} == expected
         for group in optimizer.param_groups:

@@ -263,8 +263,39 @@ class ByRoleConfig(Section):
     embedding: OptimizerRule = AdamWRule()
 
 
+class PatternGroup(Section):
+    """The parameters whose names match a pattern, and how they are updated."""
+
+    pattern: str = Field(min_length=1, max_length=200)
+    """Of the whole name, as in a shell: `*` stands for anything, dots included, `?` for one character, `[ab]` for one
+    of these. `blocks.0.*`, `*.experts.*`, `*.router.weight`."""
+    rule: OptimizerRule = AdamWRule()
+
+
+class ByPatternConfig(Section):
+    """Several optimizers at once: each parameter follows the rule of the first pattern that its name matches.
+
+    Rates and decay as in `by_role`. A pattern that decides about no parameter of the model is refused.
+    """
+
+    kind: Literal["by_pattern"] = "by_pattern"
+    lr: LearningRate
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    """Of rules that have none of their own; routers under such a rule are not decayed."""
+    groups: Annotated[tuple[PatternGroup, ...], Field(max_length=64)] = ()
+    default: OptimizerRule = AdamWRule()
+    """Of the parameters that match no pattern."""
+
+
 OptimizerConfig = Annotated[
-    AdamWConfig | MuonConfig | LionConfig | AdafactorConfig | SOAPConfig | ShampooConfig | ByRoleConfig,
+    AdamWConfig
+    | MuonConfig
+    | LionConfig
+    | AdafactorConfig
+    | SOAPConfig
+    | ShampooConfig
+    | ByRoleConfig
+    | ByPatternConfig,
     Field(discriminator="kind"),
     kind_defaults_to("adamw"),
 ]

@@ -10,10 +10,12 @@ from pydantic import Field, model_validator
 from trainer.config.clipping import ClippingConfig, GlobalNormConfig, NoClippingConfig, SkipSpikesConfig
 from trainer.config.data import TOKENIZER_VOCAB_SIZES, DataConfig
 from trainer.config.model import ModelConfig
-from trainer.config.optimizers import OptimizerConfig
+from trainer.config.optimizers import ByPatternConfig, OptimizerConfig
+from trainer.config.patterns import check_patterns
 from trainer.config.precision import Float32Config, PrecisionConfig, QuantizedExpertsSection
 from trainer.config.schedules import CosineScheduleConfig, ScheduleConfig
 from trainer.config.section import Section
+from trainer.config.start import ScratchStartConfig, StartConfig, TrainedPart, check_start, check_trained
 
 
 class LoopConfig(Section):
@@ -82,6 +84,16 @@ class TrainConfig(Section):
     loop: LoopConfig
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds the weights and the order of the data."""
+    start: StartConfig = ScratchStartConfig()
+    """Where the weights come from."""
+    trained: TrainedPart = "all"
+    """Which parameters are trained; the others are frozen."""
+
+    @model_validator(mode="after")
+    def _starts_and_trains_something(self) -> "TrainConfig":
+        check_start(self.start, self.model)
+        check_trained(self.trained, self.model)
+        return self
 
     @model_validator(mode="after")
     def _vocabulary_fits(self) -> "TrainConfig":
@@ -119,6 +131,12 @@ class TrainConfig(Section):
                     f"model.attention.compression_block_size={attention.compression_block_size} exceeds data.seq_len="
                     f"{self.data.seq_len}: nothing would ever be compressed; lower it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _patterns_match(self) -> "TrainConfig":
+        if isinstance(self.optimizer, ByPatternConfig):
+            check_patterns(self.optimizer, self.model)
         return self
 
     @property

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from trainer.config.model import ModelConfig, MoEConfig
-from trainer.config.optimizers import ParameterRole
 from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.routers import LearnedRouterSection
 from trainer.config.train import TrainConfig
@@ -19,6 +18,7 @@ from trainer.model.attention_size import (
     document_mask_bytes,
     mixing_flops,
 )
+from trainer.model.optimizer_size import optimizer_values
 
 _GIB = 2**30
 
@@ -110,9 +110,7 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     - weights and gradients: 4 bytes per parameter each; in bf16 autocast 2 more per weight for the cast copies,
       the embedding's excepted. A precision of the experts' matmuls keeps no copies: it casts their operands, whole
       matrices of float32 numbers where it is emulated, for each matmul anew, and keeps what its `rest` keeps.
-    - optimizer: 4 bytes per value. AdamW keeps two values per parameter, Lion one; Muon one, and two where it leaves
-      a parameter to AdamW; Adafactor a row and a column per matrix, at most an eighth of a value per parameter where
-      matrices have 16 rows and columns or more.
+    - optimizer: 4 bytes per value of `trainer.model.optimizer_size`.
     - activations: what the forward pass of one micro-batch keeps for the backward pass. In units per token and layer,
       a the bytes of a matmul operand (4, or 2 in bf16 autocast):
       two norms 2 * 4D, and their outputs 2 * 4D (in bf16 autocast the casts of them instead: 2D for each of query,
@@ -150,7 +148,7 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     parts = {
         "weights_gib": (4 * num_parameters + cast_copies) / _GIB,
         "gradients_gib": 4 * num_parameters / _GIB,
-        "optimizer_gib": 4 * _optimizer_values(config) / _GIB,
+        "optimizer_gib": 4 * optimizer_values(config.optimizer, model) / _GIB,
         "activations_gib": activations / _GIB,
         "logits_gib": (2 * 4 * chunk_tokens + 4 * model.dim) * model.vocab_size / _GIB,
     }
@@ -233,26 +231,6 @@ def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int
     return norms + outputs + routed + shared + (20 if _has_predictor(moe) else 12) * moe.num_router_outputs
 
 
-def _optimizer_values(config: TrainConfig) -> float:
-    """Returns the numbers an optimizer keeps, step counts and, of Muon, second moments of vectors left out."""
-    size = model_size(config.model)
-    optimizer = config.optimizer
-    if optimizer.kind not in ("muon", "by_role"):
-        return _OPTIMIZER_VALUES[optimizer.kind] * size.total
-    moe, num_layers = config.model.moe, config.model.layer_kinds().count("moe")
-    parameters: dict[ParameterRole, int] = {
-        "router": 0 if moe is None else num_layers * _router_parameters(config.model.dim, moe).total,
-        "expert": 0 if moe is None else num_layers * moe.num_experts * _expert_parameters(config.model.dim, moe).total,
-        "embedding": size.total - size.non_embedding_total,
-    }
-    parameters["dense"] = size.total - sum(parameters.values())
-    if optimizer.kind == "muon":
-        rules = {"dense": "muon", "expert": "muon", "router": "adamw", "embedding": "adamw"}
-    else:
-        rules = {role: getattr(optimizer, role).kind for role in parameters}
-    return sum(_OPTIMIZER_VALUES[rules[role]] * number for role, number in parameters.items())
-
-
 def _moe(config: ModelConfig) -> MoEConfig:
     assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
     return config.moe
@@ -267,6 +245,5 @@ _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
     "sinkhorn": lambda dim, moe: dim * moe.num_router_outputs,
     "top_k": lambda dim, moe: dim * moe.num_router_outputs,
 }
-_OPTIMIZER_VALUES = {"adamw": 2.0, "muon": 1.0, "lion": 1.0, "adafactor": 1 / 8}  # per parameter
 _KEPT_FEATURES = {"swiglu": 4, "geglu": 4, "clamped_swiglu": 7}  # gate, up, what is made of them, and their product
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}  # of what matmuls keep; the experts' keep it before their own casts

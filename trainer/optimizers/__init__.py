@@ -12,6 +12,7 @@ OPTIMIZERS: Registry["OptimizerBuilder"] = Registry(
     {
         "adafactor": "trainer.optimizers.adafactor:Adafactor",
         "adamw": "trainer.optimizers.adamw:AdamW",
+        "by_pattern": "trainer.optimizers.by_pattern:ByPattern",
         "by_role": "trainer.optimizers.by_role:ByRole",
         "lion": "trainer.optimizers.lion:Lion",
         "muon": "trainer.optimizers.muon:Muon",
