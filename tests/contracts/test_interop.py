@@ -54,6 +54,13 @@ CASES = {
     "mixtral/window-untied": model_config(moe=moe_fields(), attention={"window": 4}, tie_embeddings=False),
     "olmoe": model_config(moe=moe_fields(router={"normalize": False}), attention=OLMOE_NORM, tie_embeddings=False),
     "olmoe/normalized-bias": model_config(moe=moe_fields(), attention=OLMOE_NORM | {"bias": "all"}),
+    "qwen2_moe": model_config(
+        moe=moe_fields(num_shared_experts=2, shared_gate=True, router={"normalize": False}), attention={"bias": "qkv"}
+    ),
+    "qwen2_moe/every-second": model_config(
+        moe=moe_fields(num_shared_experts=1, shared_gate=True, every=2), num_layers=4, tie_embeddings=False
+    ),
+    "qwen3": model_config(attention={"qk_norm": True}),
     "qwen3_moe": model_config(moe=moe_fields(), attention={"qk_norm": True, "head_dim": 16}, norm_eps=1e-6),
     "qwen3_moe/dense-first-window": model_config(
         moe=moe_fields(num_dense_layers=1, router={"normalize": False}),
@@ -80,6 +87,15 @@ THEIR_CONFIGS = {
     "llama": {"num_key_value_heads": 2, "attention_bias": True, "head_dim": 12},
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": 5},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_key_value_heads": 2,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 32,
+        "mlp_only_layers": [0],
+    },
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
     "qwen3_moe": {
         "num_key_value_heads": 1,
         "head_dim": 8,

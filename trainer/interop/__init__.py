@@ -15,6 +15,8 @@ ARCHITECTURES: "Registry[Architecture[Any]]" = Registry(
         "llama": "trainer.interop.llama:Llama",
         "mixtral": "trainer.interop.mixtral:Mixtral",
         "olmoe": "trainer.interop.olmoe:Olmoe",
+        "qwen2_moe": "trainer.interop.qwen2_moe:Qwen2Moe",
+        "qwen3": "trainer.interop.qwen3:Qwen3",
         "qwen3_moe": "trainer.interop.qwen3_moe:Qwen3Moe",
         "deepseek_v3": "trainer.interop.deepseek_v3:DeepseekV3",
     },

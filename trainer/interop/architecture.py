@@ -16,8 +16,9 @@ from trainer.interop.decoder import QWEN_NAMES, ExpertNames
 from trainer.interop.errors import NotExportable
 from trainer.interop.fields import HuggingFaceFields
 from trainer.interop.layout import Rule
+from trainer.interop.pattern import expert_pattern
 
-TRAINING_ONLY = ("init", "init_std", "moe.balancing", "moe.router.input_jitter")
+TRAINING_ONLY = ("init", "init_std", "moe.balancing", "moe.capacity", "moe.router.input_jitter")
 """Fields of a model that say how it is trained, not what it computes."""
 
 
@@ -120,8 +121,12 @@ def computed_by(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields that decide what a model computes, by dotted path; equal for models that compute the same."""
     document = config.model_dump(mode="json")
     leaves = dict(_leaves(document, "model"))
-    if "dense" not in config.layer_kinds():
-        leaves.pop("model.hidden_dim")
+    is_dense = [kind == "dense" for kind in config.layer_kinds()]
+    if not any(is_dense):
+        for name in ("model.hidden_dim", "model.activation"):
+            leaves.pop(name, None)
+    if (pattern := expert_pattern(is_dense)) is not None:
+        leaves["model.moe.num_dense_layers"], leaves["model.moe.every"] = pattern
     if not leaves.get("model.attention.qk_norm", True):
         leaves.pop("model.attention.qk_norm_over")
     router = config.moe and config.moe.router

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from trainer.config.attention import GroupedQueryAttentionConfig
 from trainer.config.model import ModelConfig, MoEConfig
 from trainer.config.routers import LearnedRouterSection
-from trainer.interop.fields import GroupedQueryFields, HuggingFaceFields
+from trainer.interop.fields import GroupedQueryFields, HuggingFaceFields, SparseLayersFields
 from trainer.interop.layout import PerExpert, RotaryHalves, Rule, Same
+from trainer.interop.pattern import expert_pattern
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def grouped_query_rules(
     layer: int,
     fields: GroupedQueryFields,
     *,
-    bias: bool = False,
+    bias: Literal["none", "qkv", "all"] = "none",
     qk_norm_over: Literal["head", "all_heads"] | None = None,
 ) -> Iterator[Rule]:
     """Yields the projections of a layer's attention and the norms of its queries and keys.
@@ -51,7 +52,7 @@ def grouped_query_rules(
     Args:
         layer: which.
         fields: of the model.
-        bias: whether all four projections have one.
+        bias: which projections have one.
         qk_norm_over: what a norm covers; None without norms.
     """
     ours, theirs = f"blocks.{layer}.attention", f"model.layers.{layer}.self_attn"
@@ -63,13 +64,41 @@ def grouped_query_rules(
     }
     for name, (letter, layout) in projections.items():
         yield Rule(f"{ours}.{name}.weight", (f"{theirs}.{letter}_proj.weight",), layout)
-        if bias:
+        if bias == "all" or (bias == "qkv" and name != "out"):
             yield Rule(f"{ours}.{name}.bias", (f"{theirs}.{letter}_proj.bias",), layout)
     if qk_norm_over is not None:
         for name in ("query", "key"):
             letter, over_all_heads = projections[name]
             gain = over_all_heads if qk_norm_over == "all_heads" else RotaryHalves(1)
             yield Rule(f"{ours}.{name}_norm.gain", (f"{theirs}.{letter}_norm.weight",), gain)
+
+
+def sparse_layer_fields(config: ModelConfig) -> dict[str, Any]:
+    """Returns the fields of Qwen's models that tell the dense layers and the experts."""
+    moe, router = experts_and_router(config)
+    return {
+        "intermediate_size": config.hidden_dim,
+        "moe_intermediate_size": moe.hidden_dim,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": router.normalize,
+        "mlp_only_layers": [layer for layer, kind in enumerate(config.layer_kinds()) if kind == "dense"],
+    }
+
+
+def sparse_layer_section(fields: SparseLayersFields, **further: Any) -> dict[str, Any]:
+    """Returns the moe section of a model; `further` are the options that an architecture has besides."""
+    pattern = expert_pattern(fields.layer_is_dense)
+    assert pattern is not None, "the fields are validated"
+    return {
+        "num_experts": fields.num_experts,
+        "top_k": fields.num_experts_per_tok,
+        "hidden_dim": fields.moe_intermediate_size,
+        "num_dense_layers": pattern.num_dense_layers,
+        "every": pattern.every,
+        "router": {"kind": "top_k", "score": "softmax", "normalize": fields.norm_topk_prob},
+        **further,
+    }
 
 
 def mlp_rules(ours: str, theirs: str) -> Iterator[Rule]:

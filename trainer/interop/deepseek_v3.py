@@ -38,7 +38,7 @@ class DeepseekV3Fields(HuggingFaceFields):
     qk_rope_head_dim: int
     v_head_dim: int
     rope_interleave: bool = True
-    n_shared_experts: int = 1
+    n_shared_experts: int = Field(default=1, ge=1)
     n_routed_experts: int = Field(validation_alias=NUM_EXPERTS)
     num_experts_per_tok: int
     n_group: int = 8
@@ -147,8 +147,7 @@ class DeepseekV3(Architecture[DeepseekV3Fields]):
                 (f"{theirs}.gate.e_score_correction_bias",),
                 absent=(fields.n_routed_experts,),
             )
-            if fields.n_shared_experts:
-                yield from mlp_rules(f"{ours}.shared", f"{theirs}.shared_experts")
+            yield from mlp_rules(f"{ours}.shared", f"{theirs}.shared_experts")
 
 
 def _latent_attention_rules(layer: int, fields: DeepseekV3Fields) -> Iterator[Rule]:

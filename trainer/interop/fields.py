@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from trainer.interop.pattern import expert_pattern
+
 
 class RotaryFields(BaseModel):
     """Plain rotary positions over whole heads; scaled ones (linear, yarn, llama3, ...) are refused by their type."""
@@ -29,6 +31,7 @@ class HuggingFaceFields(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), validate_by_name=True)
 
     default_rope_theta: ClassVar[float] = 10_000.0
+    default_rope_type: ClassVar[str] = "default"
 
     architectures: tuple[str, ...] | None = None
     model_type: str
@@ -60,6 +63,8 @@ class HuggingFaceFields(BaseModel):
             return document
         theta = document.get("rope_theta", cls.default_rope_theta)
         kind = {"rope_type": inner["type"]} if "type" in inner and "rope_type" not in inner else {}
+        if not inner:
+            kind = {"rope_type": cls.default_rope_type}
         partial = {"partial_rotary_factor": document.get("partial_rotary_factor")}
         return {**document, "rope_parameters": {"rope_theta": theta, **partial, **kind, **inner}}
 
@@ -85,3 +90,46 @@ class GroupedQueryFields(HuggingFaceFields):
     def head_width(self) -> int:
         """Features of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class BiasedAttentionFields(GroupedQueryFields):
+    """What those have whose attention may have biases, on all of its projections or on none."""
+
+    attention_bias: bool = False
+
+    @property
+    def bias(self) -> Literal["none", "all"]:
+        """The projections with a bias, as our config says it."""
+        return "all" if self.attention_bias else "none"
+
+
+class SparseLayersFields(GroupedQueryFields):
+    """What Qwen's models with experts have: dense are the layers of `mlp_only_layers`, and all but every
+    `decoder_sparse_step`-th."""
+
+    intermediate_size: int
+    """Width of a dense layer."""
+    moe_intermediate_size: int
+    num_experts: int = Field(validation_alias=NUM_EXPERTS)
+    num_experts_per_tok: int
+    norm_topk_prob: bool = False
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _layers_have_a_pattern(self) -> "SparseLayersFields":
+        if expert_pattern(self.layer_is_dense) is None:
+            dense = [layer for layer, is_dense in enumerate(self.layer_is_dense) if is_dense]
+            raise ValueError(
+                f"mlp_only_layers={self.mlp_only_layers} and decoder_sparse_step={self.decoder_sparse_step} make the "
+                f"layers {dense} dense; they can be the first ones, and then all but every n-th"
+            )
+        return self
+
+    @property
+    def layer_is_dense(self) -> list[bool]:
+        """For each layer whether it has no experts."""
+        dense = self.mlp_only_layers or ()
+        return [
+            layer in dense or (layer + 1) % self.decoder_sparse_step != 0 for layer in range(self.num_hidden_layers)
+        ]

@@ -15,17 +15,16 @@ from trainer.interop.decoder import (
     mlp_rules,
     outer_rules,
 )
-from trainer.interop.fields import GroupedQueryFields
+from trainer.interop.fields import BiasedAttentionFields
 from trainer.interop.layout import Rule
 
 
-class LlamaFields(GroupedQueryFields):
+class LlamaFields(BiasedAttentionFields):
     """Biases are on all of the attention or on none of it."""
 
     intermediate_size: int
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
-    attention_bias: bool = False
     mlp_bias: Literal[False] = False
 
     @model_validator(mode="after")
@@ -59,11 +58,10 @@ class Llama(Architecture[LlamaFields]):
         )
 
     def to_model(self, fields: LlamaFields) -> dict[str, Any]:
-        bias = "all" if fields.attention_bias else "none"
-        return {"hidden_dim": fields.intermediate_size, "attention": grouped_query_section(fields, bias=bias)}
+        return {"hidden_dim": fields.intermediate_size, "attention": grouped_query_section(fields, bias=fields.bias)}
 
     def rules(self, fields: LlamaFields) -> Iterator[Rule]:
         yield from outer_rules(fields)
         for layer in range(fields.num_hidden_layers):
-            yield from grouped_query_rules(layer, fields, bias=fields.attention_bias)
+            yield from grouped_query_rules(layer, fields, bias=fields.bias)
             yield from mlp_rules(f"blocks.{layer}.feed_forward", f"model.layers.{layer}.mlp")

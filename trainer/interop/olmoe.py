@@ -16,18 +16,17 @@ from trainer.interop.decoder import (
     grouped_query_section,
     outer_rules,
 )
-from trainer.interop.fields import NUM_EXPERTS, GroupedQueryFields
+from trainer.interop.fields import NUM_EXPERTS, BiasedAttentionFields
 from trainer.interop.layout import Rule
 
 
-class OlmoeFields(GroupedQueryFields):
+class OlmoeFields(BiasedAttentionFields):
     """Every layer has experts; the heads together are as wide as the model."""
 
     intermediate_size: int
     """Width of an expert."""
     rms_norm_eps: float = 1e-5
     max_position_embeddings: int = 4096
-    attention_bias: bool = False
     clip_qkv: None = None
     num_experts: int = Field(default=64, validation_alias=NUM_EXPERTS)
     num_experts_per_tok: int = 8
@@ -67,10 +66,9 @@ class Olmoe(Architecture[OlmoeFields]):
         )
 
     def to_model(self, fields: OlmoeFields) -> dict[str, Any]:
-        bias = "all" if fields.attention_bias else "none"
         return {
             "hidden_dim": fields.intermediate_size,
-            "attention": grouped_query_section(fields, bias=bias, qk_norm=True, qk_norm_over="all_heads"),
+            "attention": grouped_query_section(fields, bias=fields.bias, qk_norm=True, qk_norm_over="all_heads"),
             "moe": {
                 "num_experts": fields.num_experts,
                 "top_k": fields.num_experts_per_tok,
@@ -82,5 +80,5 @@ class Olmoe(Architecture[OlmoeFields]):
     def rules(self, fields: OlmoeFields) -> Iterator[Rule]:
         yield from outer_rules(fields)
         for layer in range(fields.num_hidden_layers):
-            yield from grouped_query_rules(layer, fields, bias=fields.attention_bias, qk_norm_over="all_heads")
+            yield from grouped_query_rules(layer, fields, bias=fields.bias, qk_norm_over="all_heads")
             yield from expert_rules(layer, num_experts=fields.num_experts)
