@@ -32,8 +32,8 @@ def admit(
     as in Switch and GShard. No host synchronisation except in the reference; shapes do not depend on what is dropped.
 
     Source: capacity: Fedus et al. 2021, arXiv:2101.03961, section 2.2; its order: Lepikhin et al. 2020 (GShard),
-    arXiv:2006.16668, algorithm 1; by weight: Riquelme et al. 2021, arXiv:2106.05974, section 4.1, per expert and as in
-    Megatron-Core. Null experts: Jin et al. 2024 (MoE++), arXiv:2410.07348, section 3.1.
+    arXiv:2006.16668, algorithm 1; by weight: Riquelme et al. 2021 (V-MoE), arXiv:2106.05974, section 4, there over the
+    whole batch, here per expert as in Megatron-Core. Null experts: Jin et al. 2024 (MoE++), arXiv:2410.07348.
 
     Args:
         routing: a uniform routing with all its pairs, as `kernels.route` returns it, over E + num_null_experts outputs.

@@ -31,11 +31,14 @@ def admit_reference(routing: Routing, *, num_null_experts: int, capacity: int | 
     is_null_N = routing.expert_ids_N >= num_experts
     counts_E = torch.tensor([len(pairs) for pairs in admitted], device=device)
     num_null = int(is_null_N.sum())
-    uncovered = [token for token in range(routing.num_tokens) if not is_served_N.view(-1, top_k)[token].any()]
+    num_served = [sum(pair in served for pair in range(first, first + top_k)) for first in range(0, num_pairs, top_k)]
     stats = routing.stats._replace(
         counts_E=routing.stats.counts_E[:num_experts],
         gate_mass_E=routing.stats.gate_mass_E[:num_experts],
-        unserved_3=torch.tensor([num_pairs - num_null - len(rows), num_null, len(uncovered)], device=device),
+        coverage_4=torch.tensor(
+            [num_pairs - num_null - len(rows), num_null, num_served.count(0), sum(number**2 for number in num_served)],
+            device=device,
+        ),
     )
     null_weights_T = (routing.weights_N * is_null_N).view(-1, top_k).sum(dim=1)
     return routing._replace(

@@ -26,11 +26,18 @@ def admit_torch(routing: Routing, *, num_null_experts: int, capacity: int | None
         counts_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
         demand_E = routing.stats.counts_E[:num_experts]
         num_wanted = demand_E.sum()
-        num_uncovered = (~is_served_N.view(-1, top_k).any(dim=1)).sum()
+        num_served_T = is_served_N.view(-1, top_k).sum(dim=1)
         stats = routing.stats._replace(
             counts_E=demand_E,
             gate_mass_E=routing.stats.gate_mass_E[:num_experts],
-            unserved_3=torch.stack((num_wanted - counts_E.sum(), routing.num_pairs - num_wanted, num_uncovered)),
+            coverage_4=torch.stack(
+                (
+                    num_wanted - counts_E.sum(),
+                    routing.num_pairs - num_wanted,
+                    (num_served_T == 0).sum(),
+                    num_served_T.square().sum(),
+                )
+            ),
         )
     null_weights_T = None
     if num_null_experts:

@@ -55,15 +55,15 @@ class RouterStats(NamedTuple):
     counts_E: int64, pairs routed to each expert: the demand, before any is dropped.
     prob_sum_E: sum over tokens of p; null experts after the E others.
     gate_mass_E: sum over the pairs of an expert of the weight the router gave them, before any is dropped.
-    unserved_3: int64: pairs dropped, pairs sent to null experts, tokens that no expert computed; None when the
-        routing is such that all three are 0.
+    coverage_4: int64: pairs dropped, pairs sent to null experts, tokens that no expert computed, sum over tokens of the
+        squared number of experts that computed them; None when every token is computed by all of its K.
     """
 
     stats_S: Tensor
     counts_E: Tensor
     prob_sum_E: Tensor
     gate_mass_E: Tensor
-    unserved_3: Tensor | None = None
+    coverage_4: Tensor | None = None
 
     @classmethod
     def identity(cls, num_experts: int, *, device: torch.device | str = "cpu") -> Self:
@@ -85,7 +85,7 @@ class RouterStats(NamedTuple):
             counts_E=self.counts_E + other.counts_E,
             prob_sum_E=self.prob_sum_E + other.prob_sum_E,
             gate_mass_E=self.gate_mass_E + other.gate_mass_E,
-            unserved_3=_added(self.unserved_3, other.unserved_3),
+            coverage_4=_added(self.coverage_4, other.coverage_4),
         )
 
     def slot(self, name: str) -> Tensor:

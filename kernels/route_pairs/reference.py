@@ -51,7 +51,9 @@ def route_pairs_reference(
         gate_mass_E=torch.stack(
             [weights_N.detach()[ids(experts) == expert].sum() for expert in range(num_experts)]
         ).float(),
-        unserved_3=ids([0, 0, len(set(range(num_tokens)) - set(tokens))]),
+        coverage_4=ids(
+            [0, 0, len(set(range(num_tokens)) - set(tokens)), sum(tokens.count(token) ** 2 for token in set(tokens))]
+        ),
     )
     return Routing(
         expert_ids_N=ids(experts),

@@ -50,7 +50,7 @@ def route_pairs_torch(
         gates_TE = torch.zeros_like(logits_TE)
         gates_TE.view(-1).scatter_(0, cell_N, weights_N.detach())
         no_margin_T2 = logits_TE.new_zeros(1, 2)
-        uncovered = (num_pairs_T == 0).sum()
+        covered_2 = torch.stack(((num_pairs_T == 0).sum(), num_pairs_T.square().sum()))
         stats = RouterStats(
             stats_S=statistics(
                 logits_TE,
@@ -64,7 +64,7 @@ def route_pairs_torch(
             counts_E=counts_E,
             prob_sum_E=prob_sum_E.detach(),
             gate_mass_E=gates_TE.sum(dim=0),
-            unserved_3=F.pad(uncovered[None], (2, 0)),
+            coverage_4=F.pad(covered_2, (2, 0)),
         )
     return Routing(
         expert_ids_N=expert_N,

@@ -92,10 +92,10 @@ def assert_same_routing(actual: Routing, expected: Routing, *, atol: float = 2e-
         assert got.dtype == want.dtype, name
         assert torch.equal(got.cpu(), want.cpu()), name
     assert torch.equal(actual.stats.counts_E.cpu(), expected.stats.counts_E.cpu())
-    unserved = [
-        None if each.stats.unserved_3 is None else each.stats.unserved_3.tolist() for each in (actual, expected)
+    coverage = [
+        None if each.stats.coverage_4 is None else each.stats.coverage_4.tolist() for each in (actual, expected)
     ]
-    assert unserved[0] == unserved[1]
+    assert coverage[0] == coverage[1]
     pairs = {name: (getattr(actual, name), getattr(expected, name)) for name in ("weights_N", "prob_sum_E", "z_sum")}
     pairs |= {
         f"stats.{name}": (getattr(actual.stats, name), getattr(expected.stats, name))

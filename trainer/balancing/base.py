@@ -79,6 +79,6 @@ def _demand(routing: LayerRouting) -> Tensor:
     num_null_experts = routing.logits_TE.shape[1] - counts_E.shape[0]
     if not num_null_experts:
         return counts_E
-    assert routing.stats.unserved_3 is not None, "a router with null experts counts what they are sent"
-    null_count = routing.stats.unserved_3[1].double() / num_null_experts
+    assert routing.stats.coverage_4 is not None, "a router with null experts counts what they are sent"
+    null_count = routing.stats.coverage_4[1].double() / num_null_experts
     return torch.cat((counts_E.double(), null_count.expand(num_null_experts)))

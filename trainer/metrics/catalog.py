@@ -176,7 +176,7 @@ _DECLARED = (
         lower="0",
         upper="1",
         description="Share of tokens that no routed expert computed: all dropped, sent to null experts, or not chosen.",
-        source="Zhou et al. 2022, arXiv:2202.09368, section 3.3",
+        source="Zhou et al. 2022, arXiv:2202.09368",
     ),
     MetricSpec(
         name="router/null_share",
@@ -186,6 +186,23 @@ _DECLARED = (
         upper="1",
         description="Share of the choices that went to null experts, which compute nothing.",
         source="Jin et al. 2024 (MoE++), arXiv:2410.07348, section 3.1",
+    ),
+    MetricSpec(
+        name="router/experts_per_token",
+        unit="experts",
+        axes=("layer",),
+        lower="0",
+        upper="num_experts",
+        description="Mean over tokens of the number of experts that compute them; top_k if nothing is dropped or null.",
+    ),
+    MetricSpec(
+        name="router/experts_per_token_std",
+        unit="experts",
+        axes=("layer",),
+        lower="0",
+        upper="num_experts / 2",
+        description="Standard deviation over tokens of the number of experts that compute them; 0 if all have top_k.",
+        source="Zhou et al. 2022, arXiv:2202.09368",
     ),
     MetricSpec(
         name="router/z",
@@ -227,7 +244,7 @@ _DECLARED = (
         name="router/load",
         unit="tokens",
         axes=("layer", "expert"),
-        description="Tokens that each expert was chosen for in the step, over all workers and micro-batches; none dropped yet.",
+        description="Tokens sent to each expert in the step, over workers and micro-batches, before any is dropped.",
     ),
     MetricSpec(
         name="quantization/activation_zero_fraction",

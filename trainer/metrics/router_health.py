@@ -26,6 +26,8 @@ class RouterSums(NamedTuple):
         num_tokens: tokens of the step.
         num_dropped, num_null: float64 [...], pairs beyond an expert's capacity, and pairs sent to null experts.
         num_uncovered: float64 [...], tokens that no expert computed.
+        experts_sq_sum: float64 [...], sum over tokens of the squared number of experts that computed them; 0 where
+            all tokens have equally many.
     """
 
     counts_E: NDArray[np.int64]
@@ -40,6 +42,7 @@ class RouterSums(NamedTuple):
     num_dropped: Floats
     num_null: Floats
     num_uncovered: Floats
+    experts_sq_sum: Floats
 
 
 def load_fractions(counts_E: NDArray[np.int64]) -> Floats:
@@ -88,6 +91,17 @@ def null_share(num_null: Floats, counts_E: NDArray[np.int64]) -> Floats:
     return num_null / (num_null + counts_E.sum(axis=-1))
 
 
+def experts_per_token(num_dropped: Floats, counts_E: NDArray[np.int64], num_tokens: int) -> Floats:
+    """Return the mean number of experts that compute a token, null experts not among them."""
+    return (counts_E.sum(axis=-1) - num_dropped) / num_tokens
+
+
+def experts_per_token_std(experts_sq_sum: Floats, mean: Floats, num_tokens: int) -> Floats:
+    """Return the population standard deviation over tokens of their number of experts, whose mean is `mean`."""
+    variance = np.where(experts_sq_sum > 0, experts_sq_sum / num_tokens - mean**2, 0.0)
+    return np.sqrt(np.maximum(variance, 0.0))  # rounding may undercut 0
+
+
 def _mean_load(counts_E: NDArray[np.int64]) -> Floats:
     """Return the mean load, 1 token per layer where there is none at all: null experts can take every token."""
     return np.maximum(counts_E.sum(axis=-1), 1) / counts_E.shape[-1]
@@ -96,6 +110,7 @@ def _mean_load(counts_E: NDArray[np.int64]) -> Floats:
 def router_health(sums: RouterSums) -> dict[str, Floats]:
     """Return every metric of `catalog.ROUTER_SCALARS`, name -> float64 [...]."""
     token_entropy = sums.entropy_sum / sums.num_tokens
+    num_experts = experts_per_token(sums.num_dropped, sums.counts_E, sums.num_tokens)
     mean_entropy = entropy(sums.prob_sum_E / sums.prob_sum_E.sum(axis=-1, keepdims=True))
     return {
         "router/token_entropy": token_entropy,
@@ -109,6 +124,8 @@ def router_health(sums: RouterSums) -> dict[str, Floats]:
         "router/drop_rate": drop_rate(sums.num_dropped, sums.counts_E),
         "router/uncovered_rate": sums.num_uncovered / sums.num_tokens,
         "router/null_share": null_share(sums.num_null, sums.counts_E),
+        "router/experts_per_token": num_experts,
+        "router/experts_per_token_std": experts_per_token_std(sums.experts_sq_sum, num_experts, sums.num_tokens),
         "router/z": sums.z_sum / sums.num_tokens,
         "router/top_k_mass": sums.top_k_mass_sum / sums.num_tokens,
         "router/margin": sums.margin_sum / sums.num_tokens,

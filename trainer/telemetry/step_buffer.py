@@ -22,8 +22,8 @@ from trainer.world import World
 MAX_BUFFER_BYTES = 64 * 2**20
 """Bound on the buffer; a longer logging interval is then copied in several parts."""
 
-_UNSERVED_PER_LAYER = 3
-"""Pairs dropped, pairs sent to null experts, tokens without an expert (`RouterStats.unserved_3`)."""
+_COVERAGE_PER_LAYER = 4
+"""Pairs dropped, pairs sent to null experts, tokens without an expert, squares (`RouterStats.coverage_4`)."""
 _NUM_MAX_SLOTS = len(STAT_NAMES) - NUM_SUM_SLOTS
 _CASTS_PER_LAYER = len(OPERAND_NAMES) * len(COUNT_NAMES)
 
@@ -72,8 +72,8 @@ class StepBuffer:
         self._num_outputs = num_experts + num_null_experts
         self._step_tokens = step_tokens
         self._world = world
-        # Per layer: counts, probability sums, slots, unserved.
-        per_layer = num_experts + self._num_outputs + NUM_SUM_SLOTS + _UNSERVED_PER_LAYER
+        # Per layer: counts, probability sums, slots, coverage.
+        per_layer = num_experts + self._num_outputs + NUM_SUM_SLOTS + _COVERAGE_PER_LAYER
         self._num_routing_sums = 2 + num_layers * per_layer
         self._num_sums = self._num_routing_sums + (num_layers * _CASTS_PER_LAYER if quantizes else 0)
         self._num_maxima = num_layers * _NUM_MAX_SLOTS
@@ -118,10 +118,10 @@ class StepBuffer:
             torch.stack([routing.stats.prob_sum_E for routing in routings]).flatten(),
             stats_LS[:, :NUM_SUM_SLOTS].flatten(),
         ]
-        unserved = [routing.stats.unserved_3 for routing in routings if routing.stats.unserved_3 is not None]
-        if unserved:  # else there is nothing to add, and the zeros of the row stand
-            assert len(unserved) == len(routings), "the MoE layers of a model are alike"
-            sums.append(torch.stack(unserved).flatten())
+        coverage = [routing.stats.coverage_4 for routing in routings if routing.stats.coverage_4 is not None]
+        if coverage:  # else there is nothing to add, and the zeros of the row stand
+            assert len(coverage) == len(routings), "the MoE layers of a model are alike"
+            sums.append(torch.stack(coverage).flatten())
         added_W = torch.cat([part.double() for part in sums])
         row_W[2 : 2 + len(added_W)].add_(added_W)
         maxima_W = row_W[self._num_sums : self._num_sums + self._num_maxima]
@@ -184,9 +184,9 @@ class StepBuffer:
         if not num_layers:
             return None
         num_rows = len(values)
-        widths = (num_experts, self._num_outputs, NUM_SUM_SLOTS, _UNSERVED_PER_LAYER)
+        widths = (num_experts, self._num_outputs, NUM_SUM_SLOTS, _COVERAGE_PER_LAYER)
         ends = 2 + num_layers * np.cumsum(widths)
-        counts, probs, stats, unserved = (
+        counts, probs, stats, coverage = (
             values[:, end - num_layers * width : end].reshape(num_rows, num_layers, width)
             for end, width in zip(ends, widths, strict=True)
         )
@@ -205,7 +205,8 @@ class StepBuffer:
             max_logit=maxima[..., STAT_NAMES.index("logit_max") - NUM_SUM_SLOTS],
             bias_range=values[:, self._num_sums + self._num_maxima + 2 :],
             num_tokens=self._step_tokens,
-            num_dropped=unserved[..., 0],
-            num_null=unserved[..., 1],
-            num_uncovered=unserved[..., 2],
+            num_dropped=coverage[..., 0],
+            num_null=coverage[..., 1],
+            num_uncovered=coverage[..., 2],
+            experts_sq_sum=coverage[..., 3],
         )

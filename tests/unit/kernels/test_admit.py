@@ -107,13 +107,14 @@ def test_every_pair_is_computed_dropped_or_null(
     assert torch.equal(after.stats.counts_E, demand_E)
     assert torch.equal(after.counts_E, demand_E.clamp(max=capacity))
     assert torch.equal(after.offsets_E, after.counts_E.cumsum(0).int())
-    assert after.stats.unserved_3 is not None
-    num_dropped, num_null, num_uncovered = after.stats.unserved_3.tolist()
+    assert after.stats.coverage_4 is not None
+    num_dropped, num_null, num_uncovered, experts_sq_sum = after.stats.coverage_4.tolist()
     assert num_dropped + num_null + after.counts_E.sum() == before.num_pairs
     assert num_null == before.counts_E[num_experts:].sum()
     served_TK = served(after)
     assert served_TK.sum() == after.counts_E.sum()
     assert num_uncovered == (~served_TK.any(dim=1)).sum()
+    assert experts_sq_sum == served_TK.sum(dim=1).square().sum()
     assert torch.equal(after.permutation_N[after.inverse_N], torch.arange(before.num_pairs))
     owned_N = after.permutation_N[: int(after.offsets_E[-1])]
     experts_N = after.expert_ids_N[owned_N]

@@ -69,8 +69,9 @@ def test_pairs_stand_by_token_and_every_one_is_kept(num_tokens: int, num_experts
         assignments(routing.expert_ids_N, routing.token_ids_N, num_tokens=num_tokens, num_experts=num_experts),
         chosen_TE,
     )
-    assert routing.stats.unserved_3 is not None
-    assert routing.stats.unserved_3.tolist() == [0, 0, (~chosen_TE.any(dim=1)).sum().item()]
+    assert routing.stats.coverage_4 is not None
+    experts_T = chosen_TE.sum(dim=1)
+    assert routing.stats.coverage_4.tolist() == [0, 0, (experts_T == 0).sum(), experts_T.square().sum()]
 
 
 def test_all_pairs_of_a_token_choice_give_that_routing() -> None:

@@ -14,6 +14,8 @@ from trainer.metrics.router_health import (
     dead_fraction,
     drop_rate,
     entropy,
+    experts_per_token,
+    experts_per_token_std,
     load_cv,
     load_entropy,
     max_load,
@@ -45,6 +47,7 @@ def sums(counts_E: np.ndarray, *, top_k: int, probs_TE: np.ndarray, logits_TE: n
         num_dropped=np.float64(0.0),
         num_null=np.float64(0.0),
         num_uncovered=np.float64(0.0),
+        experts_sq_sum=np.float64(0.0),
     )
 
 
@@ -52,6 +55,13 @@ def test_rates_of_what_experts_do_not_compute():
     counts_LE = np.array([[6, 2], [0, 0]])
     assert_allclose(drop_rate(np.array([3.0, 0.0]), counts_LE), [3 / 8, 0.0])
     assert_allclose(null_share(np.array([2.0, 10.0]), counts_LE), [2 / 10, 1.0])
+
+
+def test_experts_per_token_of_three_tokens_with_none_one_and_five():
+    mean = experts_per_token(np.float64(2.0), np.array([5, 3]), 3)
+    assert_allclose(mean, 2.0)  # 8 pairs, 2 of them dropped
+    assert_allclose(experts_per_token_std(np.float64(0 + 1 + 25), mean, 3), np.std([0, 1, 5]))
+    assert experts_per_token_std(np.float64(0.0), np.float64(2.0), 3) == 0.0  # all have two
 
 
 def test_a_layer_whose_tokens_all_went_to_null_experts_has_finite_health():
