@@ -67,8 +67,8 @@ def quantize(x_RC: Tensor, cast: Cast, *, contracts: int, counts: Tensor | None 
     block_shape = _block_shape(x_RC, cast, contracts)
     blocks = _in_blocks(x_RC, block_shape)
     scales = block_scales(blocks.abs().amax(dim=(-3, -1), keepdim=True), cast.number_format, cast.rule)
-    # Blocks whose scale was rounded to zero hold zeros: an infinite factor would make NaN of them.
-    scaled = blocks * torch.where(scales == 0, 0.0, 1.0 / scales)
+    # Blocks whose scale was rounded to zero hold zeros; and no reciprocals, which overflow where scales are subnormal.
+    scaled = blocks / torch.where(scales == 0, torch.inf, scales)
     elements = round_to(scaled, cast.number_format, stochastic=cast.stochastic)
     if counts is not None:
         nonzero = torch.count_nonzero(x_RC)

@@ -12,7 +12,7 @@ def mask_unowned(x_ND: Tensor, offsets_E: Tensor) -> Tensor:
 
     On a CPU, where looking at the offset costs nothing, it is x_ND itself if there are none.
     """
-    if not x_ND.is_cuda and int(offsets_E[-1]) == len(x_ND):
+    if x_ND.device.type == "cpu" and int(offsets_E[-1]) == len(x_ND):
         return x_ND
     owned_N1 = torch.arange(len(x_ND), device=x_ND.device).unsqueeze(1) < offsets_E[-1]
     return torch.where(owned_N1, x_ND, 0.0)

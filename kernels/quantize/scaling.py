@@ -1,5 +1,6 @@
 """How large a block's scale is: the number its rounded elements are multiplied by to give its values back."""
 
+import math
 from typing import Literal
 
 import torch
@@ -41,9 +42,8 @@ def _power_of_two_scales(largest: Tensor, number_format: NumberFormat, *, up: bo
         mantissa, exponent = torch.frexp(largest / number_format.largest)  # mantissa in [0.5, 1)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
     else:
-        # 448 = 1.75 * 2**8, 6 = 1.5 * 2**2: largest number = mantissa * 2**exponent with a mantissa in [1, 2).
-        _, format_exponent = torch.frexp(torch.tensor(number_format.largest))
-        exponent = torch.frexp(largest).exponent - int(format_exponent)
+        # Both exponents are one more than the floor of the logarithm: the mantissas are in [0.5, 1).
+        exponent = torch.frexp(largest).exponent - math.frexp(number_format.largest)[1]
     exponent = exponent.clamp(-_E8M0_LARGEST_EXPONENT, _E8M0_LARGEST_EXPONENT)
     scales = torch.ldexp(torch.ones_like(largest), torch.where(largest == 0, -_E8M0_LARGEST_EXPONENT, exponent))
     return torch.where(largest.isfinite(), scales, torch.nan)
@@ -54,4 +54,5 @@ def _two_level_scales(largest: Tensor, number_format: NumberFormat) -> Tensor:
     smallest one becomes 0, and its elements with it. Source: NVIDIA 2025, arXiv:2509.25149, on conversion to NVFP4."""
     matrix_largest = largest.amax(dim=(-4, -2), keepdim=True)
     encode = torch.where(matrix_largest == 0, 1.0, number_format.largest * E4M3.largest / matrix_largest)
+    encode = encode.clamp_(max=torch.finfo(torch.float32).max)  # a matrix of subnormals
     return round_to(largest / number_format.largest * encode, E4M3) / encode
