@@ -4,8 +4,8 @@ Every figure is a ratio of two times taken in the same run, in turns, each the l
 or busier machine changes both. On a CPU the time is that of the process, not of the wall. All of it is forward and
 backward.
 
-    naive_to_X      a plain form over ours: for softmax attention (gqa, window, sinks, mla) a table of all scores, for the
-                    delta rule (kda, gdn) the recurrence position by position, both without projections; for nsa a layer
+    naive_to_X      a plain form over ours: for softmax attention (gqa, window, sinks, mla) a table of all scores; for
+                    the delta rule (kda, gdn) the recurrence by positions; both without projections. For nsa a layer
                     with two tables of all scores, one for the selected and one for the last positions
     X_to_gqa        a layer of this kind, with its projections, over one of causal attention of the same heads
     documents_to_X  the layer with the documents of a sequence kept apart over the layer without

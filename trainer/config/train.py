@@ -125,10 +125,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "TrainConfig":
-        for attention in self.model.layer_attentions():
-            if attention.kind == "nsa" and attention.compression_block_size > self.data.seq_len:
+        chosen = {"model.attention": self.model.attention}
+        if self.model.global_attention is not None:
+            chosen["model.global_attention.attention"] = self.model.global_attention.attention
+        used = self.model.layer_attentions()
+        for path, attention in chosen.items():
+            if attention.kind == "nsa" and attention in used and attention.compression_block_size > self.data.seq_len:
                 raise ValueError(
-                    f"model.attention.compression_block_size={attention.compression_block_size} exceeds data.seq_len="
+                    f"{path}.compression_block_size={attention.compression_block_size} exceeds data.seq_len="
                     f"{self.data.seq_len}: nothing would ever be compressed; lower it"
                 )
         return self
