@@ -248,3 +248,17 @@ def test_spikes_of_superseded_steps_and_half_lines_are_left_out(tmp_path: Path) 
     (first / "spikes.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (3, 7)))
     (second / "spikes.jsonl").write_text(json.dumps({"step": 6}) + "\n" + '{"step": 8')
     assert spikes(trial(first, second)) == [{"run_id": "run_0", "step": 3}, {"run_id": "run_1", "step": 6}]
+
+
+def test_layer_series_that_only_some_trials_record(tmp_path: Path) -> None:
+    for name in ("plain", "quantized"):
+        write_scalars(tmp_path / name, range(1, 3))
+        write_router(tmp_path / name, range(1, 3))
+    path = tmp_path / "quantized" / "telemetry" / "router-00000001-00000002.parquet"
+    table = pq.read_table(path)
+    key = "quantization/gradient_zero_fraction"
+    pq.write_table(table.append_column(key, pa.array([0.25] * len(table), pa.float32())), path)
+    grid = query_series([trial(tmp_path / "plain"), trial(tmp_path / "quantized")], [key], layers="each")
+    assert [(series.layer, series.last) for series in grid.series] == [(layer, [0.25, 0.25]) for layer in LAYERS]
+    worst = query_series([trial(tmp_path / "plain"), trial(tmp_path / "quantized")], [key]).series
+    assert [series.num_rows for series in worst] == [0, 2]

@@ -41,6 +41,8 @@ def train_config(
 def bytes_kept(config: TrainConfig) -> int:
     """Returns the bytes the forward pass of a micro-batch keeps for the backward pass, parameters excepted."""
     model = build_model(config.model, seed=0, device=CPU)
+    precision = build_precision(config.precision, CPU)
+    precision.apply_to(model)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being used twice
 
@@ -55,7 +57,7 @@ def bytes_kept(config: TrainConfig) -> int:
     documents_BL = torch.arange(config.data.seq_len).div(10, rounding_mode="floor").expand_as(tokens_BL)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        build_precision(config.precision, CPU).autocast(),
+        precision.autocast(),
     ):
         model(tokens_BL, tokens_BL, documents_BL if config.data.document_masking else None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -34,8 +34,10 @@ MOE = {"num_experts": 8, "top_k": 2, "hidden_dim": 48}
             "output_scale": {"init": 2.0},
             "router": {"bias": True},
         },
+        MOE | {"router": {"kind": "expert_choice", "capacity_factor": 1.5}},
+        MOE | {"num_experts": 32, "router": {"kind": "expert_choice", "predictor": True}},
     ],
-    ids=["dense", "moe", "moe_shared_dense_first", "moe_structure"],
+    ids=["dense", "moe", "moe_shared_dense_first", "moe_structure", "expert_choice", "expert_choice_predictor"],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 def test_activations_are_what_autograd_keeps(precision: str, moe: dict[str, Any] | None) -> None:
@@ -45,6 +47,27 @@ def test_activations_are_what_autograd_keeps(precision: str, moe: dict[str, Any]
     casts = 2 * model_size(config.model).non_embedding_total if precision == "bf16_autocast" else 0
     measured = bytes_kept(config) - head_gradient
     # Above by the gradients of the last norm, which exist in the backward pass only; that is the last 16*D a token.
+    assert estimate.activations_gib * GIB + casts == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("rest", ["fp32", "bf16_autocast"])
+@pytest.mark.parametrize("kind", ["fp8", "mxfp8", "nvfp4"])
+def test_precisions_of_experts_keep_what_the_rest_keeps_and_no_copies(kind: str, rest: str) -> None:
+    moe = MOE | {"hidden_dim": 64, "num_shared_experts": 1}
+    config = train_config(precision=rest, moe=moe)
+    document = config.model_dump() | {"precision": {"kind": kind, "rest": rest}}
+    quantized = TrainConfig.model_validate(document)
+    estimate = memory_estimate(quantized)
+    num_expert_weights = sum(
+        parameter.numel()
+        for name, parameter in build_model(config.model, seed=0, device=META).named_parameters()
+        if ".experts." in name
+    )
+    saved = 0 if rest == "fp32" else 2 * num_expert_weights
+    assert memory_estimate(config).weights_gib * GIB - saved == estimate.weights_gib * GIB
+    head_gradient = 4 * config.model.vocab_size * config.model.dim
+    casts = (estimate.weights_gib - estimate.gradients_gib) * GIB
+    measured = bytes_kept(quantized) - head_gradient
     assert estimate.activations_gib * GIB + casts == pytest.approx(measured, rel=0.06)
 
 

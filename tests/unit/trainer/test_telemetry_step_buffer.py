@@ -191,3 +191,35 @@ def test_dropless_steps_drop_nothing():
     assert not router.num_dropped.any()
     assert not router.num_null.any()
     assert not router.num_uncovered.any()
+
+
+def test_casts_are_summed_over_the_step_and_apart_from_the_routing():
+    filled = StepBuffer(
+        log_every_steps=2,
+        num_layers=NUM_LAYERS,
+        num_experts=NUM_EXPERTS,
+        step_tokens=2 * NUM_TOKENS,
+        world=World(),
+        quantizes=True,
+    )
+    counts_LOC = torch.arange(NUM_LAYERS * 9).view(NUM_LAYERS, 3, 3)
+    for seed in (0, 1):
+        micro_batches = [routings(2 * seed), routings(2 * seed + 1)]
+        filled.begin_step()
+        for micro_batch in micro_batches:
+            filled.add_micro_batch(loss=torch.tensor(1.0), balancing_loss=None, routings=micro_batch, share=0.5)
+            filled.add_casts(counts_LOC * (seed + 1))
+        filled.reduce_step()
+        filled.finish_step(grad_norm=torch.tensor(7.0), selection_bias_LE=None)
+    plain = buffer(log_every_steps=2)
+    for seed in (0, 1):
+        add_step(plain, seed=seed)
+    rows, expected = filled.drain(), plain.drain()
+    assert rows.casts is not None
+    assert rows.casts.tolist() == [(2 * counts_LOC).tolist(), (4 * counts_LOC).tolist()]
+    assert expected.casts is None
+    assert rows.grad_norm.tolist() == [7.0, 7.0]
+    assert rows.router is not None
+    assert expected.router is not None
+    for got, want in zip(rows.router, expected.router, strict=True):
+        np.testing.assert_array_equal(got, want)
