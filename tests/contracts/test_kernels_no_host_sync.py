@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import grouped_swiglu, permute, route, route_pairs, unpermute
+from kernels import Drop, admit, grouped_swiglu, permute, route, route_pairs, unpermute
 
 # Operators that copy a value to the host, or need one there to know the size of their result.
 SYNCHRONISING = {
@@ -42,10 +42,16 @@ class RefuseSynchronisation(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def forward_and_backward(*, device: str, dtype: torch.dtype, score: str, bias: bool, normalize: bool) -> torch.Tensor:
-    """Runs one MoE layer with both auxiliary losses; returns the gradient of its input."""
+def forward_and_backward(
+    *, device: str, dtype: torch.dtype, score: str, bias: bool, normalize: bool, drop: Drop | None = None
+) -> torch.Tensor:
+    """Runs one MoE layer with both auxiliary losses; returns the gradient of its input.
+
+    With `drop` two of the router's outputs are null experts, and the others have a capacity.
+    """
     x_TD = torch.randn(24, 16, device=device, dtype=dtype, requires_grad=True)
-    router_DE = torch.randn(16, 6, device=device, dtype=dtype, requires_grad=True)
+    num_outputs = 6 if drop is None else 8
+    router_DE = torch.randn(16, num_outputs, device=device, dtype=dtype, requires_grad=True)
     gate_EDF, up_EDF = (torch.randn(6, 16, 8, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
     down_EFD = torch.randn(6, 8, 16, device=device, dtype=dtype, requires_grad=True)
     routing = route(
@@ -53,8 +59,10 @@ def forward_and_backward(*, device: str, dtype: torch.dtype, score: str, bias: b
         top_k=2,
         score=score,
         normalize=normalize,
-        selection_bias_E=torch.zeros(6, device=device) if bias else None,
+        selection_bias_E=torch.zeros(num_outputs, device=device) if bias else None,
     )
+    if drop is not None:
+        routing = admit(routing, num_null_experts=2, capacity=5, drop=drop)
     y_ND = grouped_swiglu(permute(x_TD, routing), gate_EDF, up_EDF, down_EFD, routing.offsets_E)
     out_TD = unpermute(y_ND, routing, routing.weights_TK)
     total = routing.stats.combine(routing.stats)
@@ -72,6 +80,21 @@ def test_no_operator_synchronises(score: str, bias: bool, normalize: bool) -> No
         forward_and_backward(device="cpu", dtype=torch.float32, score=score, bias=bias, normalize=normalize)
     assert "aten::_grouped_mm" in mode.seen  # the mode saw the layer, forward and backward
     assert "aten::_embedding_bag_per_sample_weights_backward" in mode.seen
+
+
+@pytest.mark.parametrize("drop", ["probability", "position"])
+def test_no_operator_synchronises_when_experts_have_a_capacity(drop: Drop) -> None:
+    with RefuseSynchronisation() as mode:
+        forward_and_backward(device="cpu", dtype=torch.float32, score="softmax", bias=True, normalize=True, drop=drop)
+    assert "aten::_grouped_mm" in mode.seen
+
+
+@pytest.mark.parametrize("drop", ["probability", "position"])
+def test_capacity_runs_on_tensors_without_data(drop: Drop) -> None:
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "score": "sigmoid", "bias": False, "normalize": True}
+    with FakeTensorMode():
+        assert forward_and_backward(device="cpu", drop=drop, **options).shape == (24, 16)
+    assert forward_and_backward(device="meta", drop=drop, **options).device.type == "meta"
 
 
 def ragged_forward_and_backward(*, device: str, dtype: torch.dtype) -> torch.Tensor:

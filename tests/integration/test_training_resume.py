@@ -91,6 +91,26 @@ def test_balancing_over_the_whole_step_is_resumed_exactly_too(tmp_path: Path):
     assert_same_telemetry(resumed, expected)
 
 
+@pytest.mark.parametrize(
+    "moe",
+    [
+        {"capacity": {"factor": 1.0, "drop": "probability"}},
+        {"capacity": {"factor": 0.75, "drop": "position"}, "num_null_experts": 2, "null_expert": "identity"},
+    ],
+    ids=["dropping", "dropping-and-null-experts"],
+)
+def test_dropping_and_null_experts_are_resumed_exactly_too(tmp_path: Path, moe: dict[str, Any]):
+    model = train_config().model.model_dump(mode="json")
+    model["moe"] |= moe
+    other = train_config(num_steps=6, model=model)
+    expected = run_training(other, tmp_path / "whole")
+    stopped = run_training(other, tmp_path / "run", stop_at_tokens=2 * STEP_TOKENS)
+    assert stopped.last.checkpoint is not None
+    resumed = run_training(other, tmp_path / "run", resume_from=stopped.last.checkpoint.folder)
+    assert_same_results(resumed, expected)
+    assert_same_telemetry(resumed, expected)
+
+
 def test_going_on_in_another_folder_leaves_the_first_as_it_was(tmp_path: Path, whole: Finished):
     first = run_training(config(), tmp_path / "first", stop_at_tokens=9 * STEP_TOKENS, rung_tokens=RUNGS)
     before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}

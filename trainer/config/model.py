@@ -74,7 +74,8 @@ class MoEConfig(Section):
     num_null_experts: int = Field(default=0, ge=0, le=4096)
     """Experts without parameters that the router may choose like the others, so that a token can do with fewer than
     `top_k` real ones. They come on top of `num_experts`; balancing methods see each with their mean load, and so steer
-    towards K * num_experts / (num_experts + num_null_experts) real experts per token.
+    towards K * num_experts / (num_experts + num_null_experts) real experts per token. Where the router normalises, the
+    weights of all chosen sum to its scale, null experts among them.
 
     Source: MoE++, arXiv:2410.07348, section 3.1; AdaMoE, arXiv:2406.13233 (load of null experts); LongCat-Flash,
     arXiv:2509.01322, section 2.1 (identity)."""

@@ -99,6 +99,30 @@ def test_summary_names_the_worst_layer_averaged_over_the_last_steps(tmp_path: Pa
     assert all(len(layers) == 2 for layers in summary.domain_information.values())
 
 
+def test_what_experts_do_not_compute_is_recorded(tmp_path: Path):
+    model = train_config().model.model_dump(mode="json")
+    model["moe"] |= {"capacity": {"factor": 0.75, "drop": "position"}, "num_null_experts": 2}
+    router = run_training(train_config(num_steps=2, model=model), tmp_path).table("router")
+    loads_E = np.array(router["router/load"].to_pylist())
+    null_share = router["router/null_share"].to_numpy()
+    assert loads_E.shape == (2 * 2, 4)
+    np.testing.assert_allclose(loads_E.sum(axis=1) / (2 * STEP_TOKENS), 1 - null_share, rtol=1e-6)
+    assert (null_share > 0).all()
+    drop_rate, uncovered = router["router/drop_rate"].to_numpy(), router["router/uncovered_rate"].to_numpy()
+    assert ((drop_rate > 0) & (drop_rate < 1)).all()
+    assert (uncovered > 0).all()
+    # Two micro-batches of 64 tokens leave 24 slots per expert each; what an expert is asked beyond those is dropped.
+    computed = loads_E.sum(axis=1) * (1 - drop_rate)
+    assert (computed <= np.minimum(loads_E, 2 * 24).sum(axis=1) + 1e-3).all()
+    assert (uncovered * STEP_TOKENS >= STEP_TOKENS - computed - 1e-3).all()
+
+
+def test_dropless_run_records_that_nothing_is_dropped(finished: Finished):
+    router = finished.table("router")
+    for name in ("router/drop_rate", "router/uncovered_rate", "router/null_share"):
+        assert not router[name].to_numpy().any()
+
+
 def test_dense_model_trains_without_router_figures(tmp_path: Path):
     finished = run_training(train_config(num_steps=4, model={**train_config().model.model_dump(), **DENSE}), tmp_path)
     assert finished.last.kind == "finished"
