@@ -26,6 +26,9 @@ from trainer.interop.start import Start, load_start, save_start
 from trainer.interop.weights import per_expert
 from trainer.model.transformer import Transformer
 
+# Their constructor makes the matrices of no shared experts, and torch says that there is nothing to fill.
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
+
 RELATIVE_TOLERANCE = 1e-5
 TOKENS = random_tokens(3, 12, seed=1)
 
@@ -42,6 +45,13 @@ def latent_model(*, router: dict[str, Any], norm_eps: float = 1e-6, **attention:
         balancing=[{"kind": "loss_free_bias", "update_rate": 0.01}],
     )
     return ModelConfig.model_validate(dense | {"attention": {"kind": "mla"} | sizes | attention, "moe": moe})
+
+
+def grouped_model(attention: dict[str, Any], *, router: dict[str, Any], **moe: Any) -> ModelConfig:
+    """Returns a dense layer and two of 8 experts chosen by sigmoid scores, under grouped queries."""
+    balancing = [{"kind": "loss_free_bias", "update_rate": 0.01}]
+    experts = {"num_experts": 8, "num_dense_layers": 1, "balancing": balancing, "router": {"score": "sigmoid"} | router}
+    return model_config(num_layers=3, attention=attention, moe=moe_fields(**(experts | moe)))
 
 
 GROUPS = {"kind": "group_limited", "num_groups": 4, "groups_per_token": 2, "group_score": "best_two"}
@@ -68,6 +78,8 @@ CASES = {
         num_layers=3,
         tie_embeddings=False,
     ),
+    "glm4_moe": grouped_model({"qk_norm": True}, router=GROUPS, num_shared_experts=1),
+    "glm4_moe/bias-none-shared": grouped_model({"bias": "qkv"}, num_dense_layers=0, router={"normalize": False}),
     "deepseek_v3": latent_model(router=GROUPS, q_lora_rank=12),
     "deepseek_v3/no-q-lora-no-groups": latent_model(router={"normalize": False}),
     "deepseek_v3/other-epsilon": latent_model(router=GROUPS, norm_eps=1e-3, q_lora_rank=12),
@@ -104,6 +116,17 @@ THEIR_CONFIGS = {
         "moe_intermediate_size": 16,
         "norm_topk_prob": True,
         "decoder_sparse_step": 2,
+    },
+    "glm4_moe": {
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 1.0,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
     },
     "deepseek_v3": {
         "num_hidden_layers": 3,

@@ -25,6 +25,10 @@ TRAINING_ONLY = ("init", "init_std", "moe.balancing", "moe.capacity", "moe.route
 F = TypeVar("F", bound=HuggingFaceFields)
 
 
+CONSEQUENCES = ("model.hidden_dim", "model.activation", "model.attention.qk_norm_over")
+"""Fields that mean something only by others, whose difference is told anyway."""
+
+
 class Architecture(ABC, Generic[F]):
     """One architecture: its fields, its tensors, and which of our models it is."""
 
@@ -101,6 +105,7 @@ class Architecture(ABC, Generic[F]):
             f"{name} is {written.get(name, absent)}, here it is {read.get(name, absent)}"
             for name in sorted(written.keys() | read.keys())
             if written.get(name, absent) != read.get(name, absent)
+            and not (name in CONSEQUENCES and (name in written) != (name in read))
         ]
 
     def _structural_obstacles(self, config: ModelConfig) -> Iterator[str]:
@@ -154,7 +159,8 @@ def architecture_of(config: ModelConfig, wanted: str | None = None) -> Architect
     for name, found in obstacles.items():
         if not found:
             return candidates[name]
-    lines = [f"  {name}: {'; '.join(found)}" for name, found in obstacles.items()]
+    closest_first = sorted(obstacles.items(), key=lambda item: len(item[1]))
+    lines = [f"  {name}: {'; '.join(found)}" for name, found in closest_first]
     raise NotExportable(
         "no architecture of Hugging Face's that can be written computes what this model computes. What stands in the "
         "way of each:\n" + "\n".join(lines)

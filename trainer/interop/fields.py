@@ -32,6 +32,7 @@ class HuggingFaceFields(BaseModel):
 
     default_rope_theta: ClassVar[float] = 10_000.0
     default_rope_type: ClassVar[str] = "default"
+    default_partial_rotary_factor: ClassVar[float | None] = None
 
     architectures: tuple[str, ...] | None = None
     model_type: str
@@ -65,7 +66,7 @@ class HuggingFaceFields(BaseModel):
         kind = {"rope_type": inner["type"]} if "type" in inner and "rope_type" not in inner else {}
         if not inner:
             kind = {"rope_type": cls.default_rope_type}
-        partial = {"partial_rotary_factor": document.get("partial_rotary_factor")}
+        partial = {"partial_rotary_factor": document.get("partial_rotary_factor", cls.default_partial_rotary_factor)}
         return {**document, "rope_parameters": {"rope_theta": theta, **partial, **kind, **inner}}
 
     def document(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def import_hugging_face(folder: Path, out: Path) -> Imported:
     state, num_left_out = our_state(architecture, fields, model, weights)
     start = Start(
         model=model,
-        tokenizer=_our_tokenizer(folder),
+        tokenizer=our_tokenizer(folder),
         max_position_embeddings=fields.max_position_embeddings,
         origin=f"Hugging Face folder {folder.resolve().name} ({architecture.model_type})",
     )
@@ -120,6 +120,9 @@ def our_state(
         expected = {name: tensor.shape for name, tensor in Transformer(model).state_dict().items()}
     state: dict[str, Tensor] = {}
     for rule in rules:
+        if rule.ours not in expected:
+            assert rule.absent is not None, "an architecture has no rule for a tensor that no model has"
+            continue
         theirs = [weights[name].float() for name in rule.theirs]
         try:
             state[rule.ours] = rule.layout.to_ours(theirs).contiguous()
@@ -143,7 +146,7 @@ def _is_spare(name: str, fields: HuggingFaceFields) -> bool:
     return number.isdigit() and fields.num_hidden_layers <= int(number) < fields.num_hidden_layers + extra
 
 
-def _our_tokenizer(folder: Path) -> str | None:
+def our_tokenizer(folder: Path) -> str | None:
     """Return the name of our tokenizer if the folder's is one of ours."""
     path = folder / "tokenizer.json"
     if not path.is_file():

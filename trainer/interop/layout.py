@@ -118,7 +118,7 @@ class Rule:
         ours: name in our state dict.
         theirs: names in their checkpoint; several where one of ours is split.
         layout: how it is arranged there.
-        absent: the shape whose zeros stand for `ours` in a model that does not have it; None if every model does.
+        absent: if not every model has `ours`, the shape of theirs in one without: of zeros, or of no entries at all.
     """
 
     ours: str

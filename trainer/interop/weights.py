@@ -55,7 +55,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         NotImportable: there are no safetensors, or a file of theirs is missing or damaged.
     """
     tensors: dict[str, Tensor] = {}
-    for path in _files(folder):
+    for path in weight_files(folder):
         try:
             tensors |= load_file(path)
         except FileNotFoundError as error:
@@ -63,6 +63,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise NotImportable(f"{path} is no whole safetensors file: {error}; download it again") from error
     return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a folder; one of several may be missing.
+
+    Raises:
+        NotImportable: it has no safetensors.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    except FileNotFoundError as error:
+        raise NotImportable(
+            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; pickled weights are not read, save them as "
+            "safetensors"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotImportable(f"{folder / INDEX_FILE} is no index of weights: {error}") from error
 
 
 def per_expert(weights: Mapping[str, Tensor], names: ExpertNames) -> dict[str, Tensor]:
@@ -90,21 +110,6 @@ def per_expert(weights: Mapping[str, Tensor], names: ExpertNames) -> dict[str, T
         else:
             unstacked[prefix + rest] = tensor
     return unstacked
-
-
-def _files(folder: Path) -> list[Path]:
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
-    except FileNotFoundError as error:
-        raise NotImportable(
-            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; pickled weights are not read, save them as "
-            "safetensors"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotImportable(f"{folder / INDEX_FILE} is no index of weights: {error}") from error
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:

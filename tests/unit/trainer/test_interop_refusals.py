@@ -58,7 +58,7 @@ def written_start(folder: Path, config: ModelConfig) -> Path:
         (model_config(moe=moe_fields(num_shared_experts=1)), "model.moe.num_shared_experts is 1"),
         (model_config(moe=moe_fields(router={"kind": "hash"})), "model.moe.router.kind is hash"),
         (model_config(moe=moe_fields(router={"scale": 2.0})), "model.moe.router.scale is 2.0"),
-        (model_config(moe=moe_fields(router={"score": "sigmoid"})), "model.moe.router.score is sigmoid"),
+        (model_config(moe=moe_fields(router={"score": "sigmoid"}, every=2)), "model.moe.router.score is sigmoid"),
         (model_config(moe=moe_fields(num_dense_layers=1)), "model.moe.num_dense_layers is 1"),
         (
             model_config(
