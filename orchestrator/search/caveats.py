@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from orchestrator.search.matches import baseline_matches
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
 from orchestrator.store.records import TrialKind, TrialRecord
@@ -59,6 +60,8 @@ def caveats_of(
             f"Baselines ran once, with the values of the base; the search tuned {paths}. A difference to a baseline "
             "includes that tuning."
         )
+    names = {trial.label for trial in ranked if trial.kind is TrialKind.BASELINE}
+    found += [match.sentence for match in baseline_matches(spec) if match.baseline in names]
     num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
     if num_pruned:
         found.append(
@@ -93,6 +96,11 @@ def _lookahead_caveats(ranked: Sequence[TrialRecord]) -> list[str]:
             f"In training the {', '.join(in_training)} router chooses a token's experts with a view of later tokens, "
             "and in evaluation without: compare such trials by held-out figures, not by their training loss."
         )
+    if any(_has_capacity(trial) for trial in ranked):
+        found.append(
+            "In training, who loses an expert to `model.moe.capacity` depends on later tokens too, and in evaluation "
+            "nobody does: compare such trials by held-out figures, not by their training loss."
+        )
     always = sorted(number for number, router in routers.items() if router.evaluates_ahead)
     if always:
         kinds = ", ".join(sorted({routers[number].kind for number in always}))
@@ -120,6 +128,11 @@ def _lookahead_caveats(ranked: Sequence[TrialRecord]) -> list[str]:
             "nats/token, the largest such change."
         )
     return found
+
+
+def _has_capacity(trial: TrialRecord) -> bool:
+    moe = None if trial.config is None else TrainConfig.model_validate(trial.config).model.moe
+    return moe is not None and moe.capacity is not None
 
 
 def _competitors(routed: RoutedLoss) -> str:

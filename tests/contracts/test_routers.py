@@ -5,12 +5,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import Routing, assignments
 from tests.support.component_configs import config_classes, router_examples
 from tests.support.models import CPU, META, model_config, moe_fields, random_rows, random_tokens
 from trainer.config.routers import RouterConfig
 from trainer.model.build import build_model, parameter_roles
+from trainer.model.routing import LayerRouting
 from trainer.model.size import model_size
 from trainer.routers import ROUTERS
 from trainer.routers.base import Router
@@ -56,6 +58,11 @@ def in_cell_order(routing: Routing) -> Tensor:
     """Returns the detached weights of the pairs by token, then by expert."""
     tokens_N = routing.row_tokens_N[routing.inverse_N]
     return routing.weights_N.detach()[(tokens_N * NUM_EXPERTS + routing.expert_ids_N).argsort()]
+
+
+def own_loss(routing: Routing | LayerRouting) -> Tensor | float:
+    """Returns what the router adds to the training loss."""
+    return 0.0 if routing.auxiliary_loss is None else routing.auxiliary_loss
 
 
 def test_registry_has_the_kinds_of_the_config() -> None:
@@ -123,6 +130,19 @@ def test_evaluation_routes_each_token_on_its_own(name: str) -> None:
 
 
 @every_router
+def test_training_never_waits_for_the_device(name: str) -> None:
+    # A fake tensor has no values: what reads one, or has a shape that depends on one, raises.
+    with FakeTensorMode():
+        router = ROUTERS[EXAMPLES[name].kind](EXAMPLES[name], dim=DIM, num_experts=NUM_EXPERTS, top_k=TOP_K)
+        x_TD = torch.randn(NUM_TOKENS, DIM, requires_grad=True)
+        tokens_T = torch.zeros(NUM_TOKENS, dtype=torch.int64)
+        routing = router(x_TD, None, tokens_T, num_sequences=NUM_SEQUENCES)
+        loss = routing.weights_N.sum() + routing.prob_sum_E.sum() + own_loss(routing)
+        if EXAMPLES[name].is_learned:
+            loss.backward()
+
+
+@every_router
 def test_model_trains_with_it(name: str) -> None:
     router = EXAMPLES[name].model_dump()
     model = build_model(model_config(moe=moe_fields(router=router)), seed=0, device=CPU)
@@ -132,7 +152,7 @@ def test_model_trains_with_it(name: str) -> None:
     for _ in range(10):
         _, routings, loss = model(tokens_BL[:, :-1], tokens_BL[:, 1:])
         optimizer.zero_grad()
-        (loss + sum(routing.auxiliary_loss or 0.0 for routing in routings)).backward()
+        (loss + sum(own_loss(routing) for routing in routings)).backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
@@ -155,7 +175,7 @@ def test_gradient_flows_from_weights_and_statistics(name: str) -> None:
         routing = routed(router, random_rows(NUM_TOKENS, DIM))
         output = getattr(routing, pick)
         loss = (output.flatten() * random_rows(output.numel(), seed=5)).sum()
-        (loss + (routing.auxiliary_loss or 0.0)).backward()
+        (loss + own_loss(routing)).backward()
         for parameter in router.parameters():
             assert parameter.grad.isfinite().all()
             assert parameter.grad.abs().sum() > 0

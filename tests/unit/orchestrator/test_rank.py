@@ -145,6 +145,14 @@ def test_router_that_sees_later_tokens_in_training_is_a_caveat() -> None:
         assert any("the sinkhorn router chooses" in caveat for caveat in comparison.caveats) == expected
 
 
+def test_capacity_that_depends_on_later_tokens_is_a_caveat() -> None:
+    base = train_document()
+    base["model"]["moe"]["capacity"] = {"factor": 1.25}
+    for spec, expected in ((experiment_spec(base=base), True), (SPEC, False)):
+        caveats = compare(spec, [trial_record(spec, 0, {"optimizer.lr": 0.001}, objective=1.0)]).caveats
+        assert any("model.moe.capacity" in caveat for caveat in caveats) == expected
+
+
 PROBE = {
     "trained_chunk_size": 64,
     "by_chunk_size": [

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from kernels import assignments
 from tests.support.models import model_config, moe_fields, random_rows, random_tokens, tiny_model
+from trainer.balancing.sequence_balancing_loss import sequence_balancing_loss
 from trainer.config.routers import ExpertChoiceRouterConfig
+from trainer.model.routing import LayerRouting
 from trainer.model.size import model_size
 from trainer.routers.expert_choice import ExpertChoiceRouter, best_tokens
 from trainer.routers.looking_ahead import routed_over_chunks
@@ -231,7 +233,13 @@ def test_what_makes_no_sense_with_expert_choice_is_refused(fields: dict[str, Any
         model_config(moe=moe_fields(**fields | {"router": router}))
 
 
-def test_loss_of_a_sequence_sees_what_experts_take_of_a_micro_batch() -> None:
-    balancing = [{"kind": "sequence_balancing_loss", "coefficient": 0.1}]
-    config = model_config(moe=moe_fields(router={"kind": "expert_choice"}, balancing=balancing))
-    assert config.moe.balancing
+def test_loss_of_a_sequence_sees_experts_that_take_all_of_it() -> None:
+    router = router_of(scope="micro_batch")
+    router.weight.data.copy_(torch.eye(NUM_EXPERTS, DIM) * 20.0)
+    # A quarter of the experts each take all tokens of one of four sequences; or tokens of all sequences.
+    wanted_T = torch.arange(NUM_TOKENS) // (NUM_TOKENS // 4)
+    for order_T, expected in ((wanted_T, 4.0), (torch.arange(NUM_TOKENS) % 4, 1.0)):
+        x_TD = torch.eye(4, DIM)[order_T].repeat_interleave(2, dim=1)[:, :DIM] + random_rows(NUM_TOKENS, DIM) * 1e-3
+        routing = LayerRouting.of(router(x_TD, None), layer=0, num_sequences=4)
+        assert (routing.counts_E == NUM_TOKENS // 4).all()
+        assert sequence_balancing_loss(routing).item() == pytest.approx(expected, rel=0.01)
