@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from trainer.config import TrainConfig
+from trainer.config.run import StartReport
 from trainer.durable import write_durably
 from trainer.world import World
 
@@ -33,8 +34,11 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     write_durably(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
 
 
-def write_environment(folder: Path, *, world: World, data_fingerprint: str, precision: str) -> None:
-    """Write what the run runs on; `precision` says in what it computes there (`Precision.description`)."""
+def write_environment(
+    folder: Path, *, world: World, data_fingerprint: str, precision: str, start: StartReport | None
+) -> None:
+    """Write what the run runs on; `precision` says in what it computes there (`Precision.description`), `start` which
+    weights it began with."""
     git = git_state()
     document = {
         "git_commit": git.commit,
@@ -49,6 +53,7 @@ def write_environment(folder: Path, *, world: World, data_fingerprint: str, prec
         "world_size": world.world_size,
         "precision": precision,
         "data_fingerprint": data_fingerprint,
+        "start": None if start is None else start.model_dump(mode="json"),
     }
     write_durably(folder / ENVIRONMENT_FILE, json.dumps(document, indent=1).encode())
 

@@ -12,7 +12,7 @@ from trainer.balancing.build import build_balancers
 from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
 from trainer.checkpoint_manifest import checkpoint_folder
 from trainer.config import TrainConfig
-from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary
+from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary, StartReport
 from trainer.environment import write_environment
 from trainer.evaluation import evaluate
 from trainer.lookahead import measure_lookahead
@@ -24,6 +24,8 @@ from trainer.precision.build import build_precision
 from trainer.random_state import random_state, restore_random_state
 from trainer.schedules.build import build_schedule
 from trainer.specialization import measure_specialization
+from trainer.start.build import apply_start
+from trainer.start.freezing import freeze, trains_experts
 from trainer.step import TrainStep
 from trainer.telemetry.recorder import OnProgress, Telemetry, delete_telemetry_after
 from trainer.training_data import open_data
@@ -54,6 +56,7 @@ class Training:
 
     Raises:
         CheckpointInvalid, ResumeMismatch: `resume_from` cannot be continued from.
+        StartInvalid, NotImportable: there are no weights to start from at `config.start`, or not the ones it means.
         DataInvalid: the data do not match their manifest.
         ValueError: the batch cannot be divided over the workers.
     """
@@ -73,6 +76,9 @@ class Training:
         self._world = world
         self._data = open_data(config, cache_folder=cache_folder)
         self._model = build_model(config.model, seed=config.seed, device=world.device)
+        # A resumed run has its weights in the checkpoint, and what they began as in its state.
+        self._start = apply_start(config, self._model) if resume_from is None else None
+        freeze(self._model, config.trained)
         self._optimizer = build_optimizer(config.optimizer, self._model)
         self._update = Update(config.loop, model=self._model, optimizer=self._optimizer, device=world.device)
         self._precision = build_precision(config.precision, world.device)
@@ -96,7 +102,11 @@ class Training:
             self._resume(resume_from)
         if world.is_main:
             write_environment(
-                folder, world=world, data_fingerprint=self._data.fingerprint, precision=self._precision.description
+                folder,
+                world=world,
+                data_fingerprint=self._data.fingerprint,
+                precision=self._precision.description,
+                start=self._start,
             )
             remove_unfinished(folder)
             if resume_from is None:
@@ -110,7 +120,11 @@ class Training:
             optimizer=self._optimizer,
             update=self._update,
             schedule=build_schedule(config.schedule, num_steps=config.num_steps),
-            balancers=build_balancers(config.model.moe),
+            balancers=[
+                balancer
+                for balancer in build_balancers(config.model.moe)
+                if trains_experts(config.trained) or not balancer.needs_selection_bias
+            ],
             precision=self._precision,
             mixture=self._data.mixture,
             world=world,
@@ -209,6 +223,7 @@ class Training:
             active_parameters=size.active,
             flops_per_token=flops_per_token(config.model, seq_len=config.data.seq_len),
             domain_information=measure_specialization(config, self._model, self._data.evaluation_sets),
+            start=self._start,
             lookahead=measure_lookahead(
                 config,
                 self._model,
@@ -230,6 +245,7 @@ class Training:
             "initial_evaluation": _plain(self._initial),
             "last_evaluation": _plain(self._last),
             "last_evaluation_step": self._last_step,
+            "start": None if self._start is None else self._start.model_dump(mode="json"),
         }
 
     def _resume(self, path: Path) -> None:
@@ -258,6 +274,7 @@ class Training:
         self._initial = _evaluation(state["initial_evaluation"])
         self._last = _evaluation(state["last_evaluation"])
         self._last_step = state["last_evaluation_step"]
+        self._start = None if state["start"] is None else StartReport.model_validate(state["start"])
 
 
 def _bits_per_byte(evaluation: Evaluation) -> dict[str, float]:

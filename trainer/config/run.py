@@ -72,6 +72,17 @@ class LookaheadProbe(Section):
     that never says yes has 1 - experts_per_token / num_experts. None: without predictor."""
 
 
+class StartReport(Section):
+    """The weights that a run started from, see `TrainConfig.start`."""
+
+    kind: str
+    path: str
+    sha256: str
+    """Of the weights on disk, as `start.sha256` means it."""
+    origin: str
+    """What they are, for people."""
+
+
 class RunSummary(Section):
     """What a finished run leaves for the tables; the series are in the telemetry."""
 
@@ -100,10 +111,12 @@ class RunSummary(Section):
     flops_per_token: float
     """Training FLOPs per token, forward and backward."""
     domain_information: dict[str, list[float]] | None
-    """Mutual information of domain and expert per MoE layer in bits: keys `trained`, `untrained` (the same weights at
-    initialisation) and `shuffled` (trained router, domain labels shuffled). None: dense."""
+    """Mutual information of domain and expert per MoE layer in bits: keys `trained`, `untrained` (new weights of
+    the run's seed) and `shuffled` (trained router, domain labels shuffled). None: dense."""
     lookahead: LookaheadProbe | None = None
     """None: nothing in the model looks ahead."""
+    start: StartReport | None = None
+    """None: new weights."""
 
 
 class RunReport(Section):
