@@ -180,6 +180,9 @@ def validation_view(validation: Validation) -> RenderableType:
     parameters = validation.parameters
     trials = f"{validation.num_trials} of the search, {validation.num_baselines} baselines"
     table.add_row("trials", trials)
+    for found in validation.baseline_matches:
+        residual = f"{100 * found.residual:+.2f} %"
+        table.add_row("", f"{found.baseline}: {residual} {found.match} at hidden_dim={found.hidden_dim}")
     for dimension in validation.space:
         table.add_row("", f"{dimension.path}: {dimension.domain}")
     table.add_row("parameters", f"{count(parameters.total)}, {count(parameters.active)} active")

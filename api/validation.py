@@ -4,10 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from api.schemas.experiments import Estimated, MemoryNeeded, ParameterCounts, SearchedParameter, Validation
+from api.schemas.experiments import (
+    BaselineMatch,
+    Estimated,
+    MemoryNeeded,
+    ParameterCounts,
+    SearchedParameter,
+    Validation,
+)
 from orchestrator import estimate as estimates
 from orchestrator.admission import Admitted
 from orchestrator.capacity import Capacity
+from orchestrator.search.matches import baseline_matches
 from orchestrator.search.space import Parameter, parameters
 from orchestrator.search.stop import rung_tokens
 from orchestrator.spec import ChoiceDomain, FloatDomain, IntDomain
@@ -34,6 +42,17 @@ def validation(
         spec=spec.model_dump(mode="json"),
         num_trials=found.num_trials,
         num_baselines=found.num_baselines,
+        baseline_matches=[
+            BaselineMatch(
+                baseline=name,
+                match=twin.match,
+                hidden_dim=twin.hidden_dim,
+                base_value=twin.target,
+                value=twin.value,
+                residual=twin.residual,
+            )
+            for name, twin in baseline_matches(spec)
+        ],
         space=[_dimension(parameter) for parameter in parameters(spec)],
         parameters=ParameterCounts.model_validate(asdict(found.parameters)),
         total_parameters=_estimated(found.total_parameters),

@@ -12,7 +12,8 @@ from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
 from orchestrator.parsing import parse_spec, suggestion
 from orchestrator.screening import MAX_PROBLEMS, pointer, screen, shown
 from orchestrator.search.grid import grid_size
-from orchestrator.search.space import baseline_config, path_problem, worker_problem
+from orchestrator.search.matches import BaselineMatch
+from orchestrator.search.space import baseline_config, baseline_twin, path_problem, worker_problem
 from orchestrator.search.trial_points import check_domains, check_points
 from orchestrator.spec import ASHAScheduler, ExperimentSpec, GridSampler, TPESampler
 from trainer.config import TrainConfig
@@ -20,6 +21,8 @@ from trainer.model.size import memory_estimate
 
 MAX_GRID = 100_000
 """Most points of a grid."""
+MAX_RESIDUAL = 0.01
+"""Share by which a matched baseline may miss what the base has without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += _objective_problems(spec, "/objective/domain", spec.base)
     problems += _scheduler_problems(spec, warnings)
     problems += _resource_problems(spec, capacity)
-    problems += _baseline_problems(spec, capacity)
+    problems += _baseline_problems(spec, capacity, warnings)
     problems += _memory_problems(spec.base, capacity, "/base/model")
     if not problems:
         problems += check_domains(spec)
@@ -245,7 +248,7 @@ def _resource_problems(spec: ExperimentSpec, capacity: Capacity | None) -> list[
     return found
 
 
-def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None) -> list[SpecProblem]:
+def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None, warnings: list[str]) -> list[SpecProblem]:
     found: list[SpecProblem] = []
     seen: set[str] = set()
     for index, baseline in enumerate(spec.baselines):
@@ -264,19 +267,23 @@ def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None) -> list[
         found.extend(_no_such_path(path, problem, (*place, "set", path)) for path, problem in unknown)
         if unknown:
             continue
+        decisive = "set" if baseline.match is None else "match"
         try:
-            config = baseline_config(spec, baseline.set)
+            config = baseline_config(spec, baseline)
+            twin = baseline_twin(spec, baseline)
         except InfeasiblePoint as error:
             found.append(
                 SpecProblem(
-                    pointer=pointer((*place, "set")),
+                    pointer=pointer((*place, decisive)),
                     code="invalid",
                     message=f"baseline {baseline.name!r} is not a valid configuration: {error}",
                 )
             )
             continue
+        if twin is not None and abs(twin.residual) > MAX_RESIDUAL:
+            warnings.append(BaselineMatch(baseline.name, twin).sentence)
         found += _objective_problems(spec, pointer((*place, "set")), config)
-        found += _memory_problems(config, capacity, pointer((*place, "set")))
+        found += _memory_problems(config, capacity, pointer((*place, decisive)))
     return found
 
 

@@ -5,7 +5,7 @@ optimise, how to search, when to stop, with which resources. No paths, URIs, env
 by name.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema
 
 from trainer.config import TrainConfig
 from trainer.config.section import Section
+from trainer.model.matched import Match
 from trainer.presets import preset_names
 
 Scalar = bool | int | float | str | None
@@ -113,11 +114,36 @@ class _OrPreset:
 
 
 class Baseline(Section):
-    """A fixed configuration to compare with: the base with some values set. Never pruned, never told to the sampler."""
+    """A fixed configuration to compare with: the base with some values set. Never pruned, never told to the sampler.
+
+    With `match` it is a twin of the base's mixture of experts, whose width is derived: a dense model, or, with
+    `granularity` or `num_experts`, another mixture.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     set: dict[str, Any] = Field(default_factory=dict)
     """Dotted path -> value, e.g. `model.moe: null`."""
+    match: Match | None = None
+    """What the twin has as much of as the base, as nearly as widths in multiples of 8 allow: active parameters, all
+    parameters, or training FLOPs per token. What `set` changes is the twin's and counts."""
+    granularity: Annotated[float, Field(gt=0, le=4096)] | None = None
+    """Experts of the twin so many times as fine: as many times more of them, of shared ones, and per token."""
+    num_experts: Annotated[int, Field(ge=2, le=4096)] | None = None
+    """Experts of the twin; a token takes as many as in the base."""
+
+    @model_validator(mode="after")
+    def _match_is_said(self) -> "Baseline":
+        for name in ("granularity", "num_experts"):
+            if getattr(self, name) is not None and self.match is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} describes the twin that match derives, and there is no match; say "
+                    f"which quantity is held equal: {', '.join(get_args(Match))}"
+                )
+        if self.granularity is not None and self.num_experts is not None:
+            raise ValueError(
+                f"granularity={self.granularity} and num_experts={self.num_experts} are both given; leave one out"
+            )
+        return self
 
 
 class Objective(Section):

@@ -119,6 +119,21 @@ class SearchedParameter(Answer):
     """The domain in words."""
 
 
+class BaselineMatch(Answer):
+    """A baseline that `match` derived, beside the base."""
+
+    baseline: str
+    match: Literal["active_params", "total_params", "flops"]
+    hidden_dim: int
+    """The width that was derived, of the dense MLPs or of one expert."""
+    base_value: float
+    """What the base has of the matched quantity."""
+    value: float
+    """What the baseline has."""
+    residual: float
+    """How much more the baseline has, as a share of what the base has; negative if it has less."""
+
+
 class Validation(Answer):
     """What would happen if the spec were submitted. Nothing is stored."""
 
@@ -127,6 +142,8 @@ class Validation(Answer):
     num_trials: int
     """Trials of the search, without baselines."""
     num_baselines: int
+    baseline_matches: list[BaselineMatch]
+    """One per baseline with `match`."""
     space: list[SearchedParameter]
     parameters: ParameterCounts
     """Of the base configuration."""

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.errors import InfeasiblePoint
 from orchestrator.parsing import strict_json
 from orchestrator.spec import (
+    Baseline,
     ChoiceDomain,
     Domain,
     ExperimentSpec,
@@ -24,6 +25,7 @@ from orchestrator.spec import (
 )
 from trainer.config import TrainConfig
 from trainer.config.section import Section
+from trainer.model.matched import MatchedTwin, matched_twin
 
 DOMAIN = TypeAdapter[IntDomain | FloatDomain | ChoiceDomain | OptionsDomain](Domain)
 """Parses a domain that stands inside an option."""
@@ -71,13 +73,43 @@ def resolve(spec: ExperimentSpec, params: Mapping[str, Scalar]) -> TrainConfig:
 
 def baseline_configs(spec: ExperimentSpec) -> tuple[tuple[str, TrainConfig], ...]:
     """Name and complete configuration of every baseline; raises InfeasiblePoint for one that is not valid."""
-    return tuple((baseline.name, baseline_config(spec, baseline.set)) for baseline in spec.baselines)
+    return tuple((baseline.name, baseline_config(spec, baseline)) for baseline in spec.baselines)
 
 
-def baseline_config(spec: ExperimentSpec, values: Mapping[str, Any]) -> TrainConfig:
-    """The base with some values set; raises InfeasiblePoint if that is not valid."""
+def baseline_config(spec: ExperimentSpec, baseline: Baseline) -> TrainConfig:
+    """The base with some values set, or its matched twin; raises InfeasiblePoint if that is not valid."""
+    config = _with_values(spec, baseline)
+    twin = baseline_twin(spec, baseline)
+    if twin is None:
+        return config
+    return _validated(spec, config.model_dump(mode="json") | {"model": twin.model.model_dump(mode="json")})
+
+
+def baseline_twin(spec: ExperimentSpec, baseline: Baseline) -> MatchedTwin | None:
+    """The twin that a baseline with `match` derives, with the baseline's values set; None for one without `match`.
+
+    Raises:
+        InfeasiblePoint: there is no such twin.
+    """
+    if baseline.match is None:
+        return None
+    try:
+        return matched_twin(
+            spec.base,
+            match=baseline.match,
+            granularity=baseline.granularity,
+            num_experts=baseline.num_experts,
+            start=_with_values(spec, baseline),
+        )
+    except ValidationError as error:
+        raise InfeasiblePoint(_reasons(error)) from error
+    except ValueError as error:
+        raise InfeasiblePoint(str(error)) from error
+
+
+def _with_values(spec: ExperimentSpec, baseline: Baseline) -> TrainConfig:
     document = spec.base.model_dump(mode="json")
-    for path, value in sorted(values.items()):
+    for path, value in sorted(baseline.set.items()):
         set_path(document, path, value)
     return _validated(spec, document)
 
@@ -181,12 +213,16 @@ def _validated(spec: ExperimentSpec, document: dict[str, Any]) -> TrainConfig:
     try:
         config = TrainConfig.model_validate_json(strict_json(document), strict=True)
     except ValidationError as error:
-        reasons = []
-        for problem in error.errors(include_url=False, include_context=False):
-            where = ".".join(str(part) for part in problem["loc"])
-            message = problem["msg"].removeprefix("Value error, ")
-            reasons.append(f"{where}: {message}" if where else message)
-        raise InfeasiblePoint("; ".join(reasons)) from error
+        raise InfeasiblePoint(_reasons(error)) from error
     if problem := worker_problem(config, spec.resources.num_workers):
         raise InfeasiblePoint(problem)
     return config
+
+
+def _reasons(error: ValidationError) -> str:
+    reasons = []
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        reasons.append(f"{where}: {message}" if where else message)
+    return "; ".join(reasons)
