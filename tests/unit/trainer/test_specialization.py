@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.models import random_tokens, tiny_model
+from tests.support.training import train_config
+from trainer.data.evaluation import EvaluationSet
 from trainer.metrics.specialization import domain_information, mutual_information, shuffled_domain_information
+from trainer.specialization import measure_specialization
 
 
 def test_experts_of_their_own_domain_tell_everything():
@@ -60,3 +64,42 @@ def test_shuffling_whole_windows_keeps_the_likeness_inside_them():
     shuffled = shuffled_domain_information(counts_WLE, domain_of_W, seed=0)[0]
     bias_of_independent_tokens = 3 * 7 / (2 * 32 * 128 * math.log(2))
     assert shuffled > 50 * bias_of_independent_tokens
+
+
+def test_no_tokens_at_all_tell_nothing():
+    assert mutual_information(np.zeros((3, 4), dtype=np.int64)) == 0.0
+
+
+def test_experts_that_choose_among_the_tokens_of_all_domains_tell_them_apart():
+    # Within a sequence every expert takes as many tokens as any other: counted that way they would tell nothing.
+    moe = {"num_experts": 4, "top_k": 1, "hidden_dim": 16, "router": {"kind": "expert_choice"}}
+    config = train_config(model={"moe": moe})
+    model = tiny_model(config.model)
+    # Each domain has a vocabulary of its own.
+    sets = [
+        EvaluationSet(
+            domain=f"domain-{seed}",
+            tokens=random_tokens(8, 17, vocab_size=8, seed=seed).numpy() + 100 * seed,
+            num_bytes=100,
+        )
+        for seed in range(2)
+    ]
+    information = measure_specialization(config, model, sets)
+    assert information is not None
+    assert max(information["trained"]) > 0.1
+    assert min(information["trained"]) > 0
+    assert model.training
+
+
+def test_order_of_the_windows_is_no_part_of_what_causal_routers_tell():
+    config = train_config()
+    model = tiny_model(config.model)
+    one, other = (
+        EvaluationSet(domain=f"{seed}", tokens=random_tokens(8, 17, seed=seed).numpy(), num_bytes=100)
+        for seed in range(2)
+    )
+    straight = measure_specialization(config, model, [one, other])
+    swapped = measure_specialization(config, model, [other, one])
+    assert straight is not None
+    assert swapped is not None
+    assert straight["trained"] == pytest.approx(swapped["trained"])
