@@ -1,9 +1,11 @@
 """Every router: routes all tokens, in float32; a learned one differentiably and following a selection bias."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -157,6 +159,27 @@ def test_model_trains_with_it(name: str) -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("refusal", ["refuses_capacity", "refuses_null_experts"])
+@every_router
+def test_model_trains_with_capacity_and_null_experts_or_says_why_not(name: str, refusal: str) -> None:
+    asked = {"capacity": {"factor": 0.5}} if refusal == "refuses_capacity" else {"num_null_experts": 3}
+    fields = moe_fields(router=EXAMPLES[name].model_dump(), **asked)
+    reason = getattr(EXAMPLES[name], refusal)
+    if reason is not None:
+        with pytest.raises(ValidationError, match=re.escape(reason)):
+            model_config(moe=fields)
+        return
+    model = build_model(model_config(moe=fields), seed=0, device=CPU)
+    tokens_BL = random_tokens(4, 17)
+    output = model(tokens_BL[:, :-1], tokens_BL[:, 1:])
+    output.loss.backward()
+    for routing in output.routings:
+        num_dropped, num_null, *_ = routing.stats.coverage_4.tolist()
+        assert (num_null if "num_null_experts" in asked else num_dropped) > 0
+        assert routing.counts_E.sum() == 4 * 16 * 2 - num_dropped - num_null
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @every_router

@@ -36,8 +36,19 @@ MOE = {"num_experts": 8, "top_k": 2, "hidden_dim": 48}
         },
         MOE | {"router": {"kind": "expert_choice", "capacity_factor": 1.5}},
         MOE | {"num_experts": 32, "router": {"kind": "expert_choice", "predictor": True}},
+        MOE | {"capacity": {"factor": 1.0}},
+        MOE | {"num_null_experts": 8, "null_expert": "identity"},
     ],
-    ids=["dense", "moe", "moe_shared_dense_first", "moe_structure", "expert_choice", "expert_choice_predictor"],
+    ids=[
+        "dense",
+        "moe",
+        "moe_shared_dense_first",
+        "moe_structure",
+        "expert_choice",
+        "expert_choice_predictor",
+        "capacity",
+        "null_experts",
+    ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 def test_activations_are_what_autograd_keeps(precision: str, moe: dict[str, Any] | None) -> None:
