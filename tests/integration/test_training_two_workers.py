@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.training import STEP_TOKENS, Finished, exact_columns, request, run_training, train_config
 from trainer.config import TrainConfig
@@ -163,6 +164,36 @@ def test_experts_that_choose_within_sequences_choose_alike_in_two_workers(tmp_pa
         # Adam's first steps are those of signs, and a gradient near 0 may have either.
         differs = (together.weights()[name] - alone.weights()[name]).abs() > 1e-4
         assert differs.float().mean() < 0.05
+
+
+def test_workers_clip_and_skip_the_same_steps(tmp_path: Path):
+    """Each decides for itself from what all have in common. Had one updated where the other had not, the gradients that
+    they average from then on would be of two models, and no longer those of one worker."""
+    loop = {
+        "skip_spikes": {"num_sigmas": 1.0, "window": 6, "min_window": 3},
+        "clipping": {"kind": "adagc", "warmup_steps": 2},
+    }
+    flat = {"kind": "constant", "warmup_fraction": 0.0}
+    together, statuses, _ = run_two(config(loop=loop, schedule=flat), tmp_path / "two" / "run")
+    assert statuses == [0, 0]
+    scalars = together.table("scalars")
+    alone = run_training(config(loop=loop, schedule=flat), tmp_path / "one").table("scalars")
+    assert 1 <= sum(scalars["train/skipped_step"].to_pylist()) < 8
+    assert scalars["train/skipped_step"].to_pylist() == alone["train/skipped_step"].to_pylist()
+    np.testing.assert_allclose(scalars["train/loss"].to_numpy(), alone["train/loss"].to_numpy(), rtol=1e-3)
+
+
+def test_frozen_part_rests_with_two_workers_and_the_trained_one_is_that_of_one(tmp_path: Path):
+    shared = config(num_steps=2, trained="moe")
+    alone = run_training(shared, tmp_path / "one").weights()
+    together, statuses, _ = run_two(shared, tmp_path / "two" / "run")
+    assert statuses == [0, 0]
+    for name, expected in alone.items():
+        found = together.weights()[name]
+        if ".feed_forward." in name:
+            np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-3)  # Adam's first steps are signs
+        else:
+            assert torch.equal(found, expected)
 
 
 def test_every_step_is_written_once_by_rank_0(two: Finished):

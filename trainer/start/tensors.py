@@ -29,7 +29,7 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str)
         biases = any(name.endswith("selection_bias_E") for name in unknown)
         hint = "; a selection bias needs a balancing method that has one, say loss_free_bias" if biases else ""
         raise StartInvalid(f"{origin} is of another model: missing {_some(missing)}; unknown {_some(unknown)}{hint}")
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if tensor.shape != expected[name].shape:
             raise StartInvalid(
                 f"{origin}: {name} has shape {tuple(tensor.shape)}, the model {tuple(expected[name].shape)}; "
