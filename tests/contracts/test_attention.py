@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.component_configs import attention_examples, config_classes
@@ -167,6 +168,46 @@ def test_bfloat16_autocast_keeps_documents_apart(kind: str) -> None:
     # Of 8 bits; over four times the positions of the test without documents.
     assert (rounded.float() - exact).norm() < 0.04 * exact.norm()
     assert torch.equal(rounded[:, 7:], changed[:, 7:])
+
+
+def decoded(layer: Attention, x_BLD: Tensor) -> Tensor:
+    """Returns out_BLD of one position after the other."""
+    past, outputs = None, []
+    for x_BD in x_BLD.unbind(1):
+        out_BD, past = layer.decode(x_BD, past)
+        outputs.append(out_BD)
+    return torch.stack(outputs, dim=1)
+
+
+@every_kind
+def test_decoding_equals_all_positions_at_once(kind: str) -> None:
+    layer, x_BLD = layer_of(kind).double(), random_rows(2, 26, DIM, dtype=torch.float64)
+    torch.testing.assert_close(decoded(layer, x_BLD), layer(x_BLD), rtol=1e-10, atol=1e-10)
+
+
+@every_kind
+def test_decoding_in_bfloat16_autocast_stays_near(kind: str) -> None:
+    layer, x_BLD = layer_of(kind), random_rows(2, 6, DIM)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        rounded = decoded(layer, x_BLD)
+    exact = layer(x_BLD)
+    assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+
+
+@every_kind
+def test_decoding_forks_from_the_same_past(kind: str) -> None:
+    """A position leaves the past it was given as it was, so that several continuations can be tried."""
+    layer, x_BLD = layer_of(kind), random_rows(2, 9, DIM)
+    past = None
+    for x_BD in x_BLD[:, :7].unbind(1):
+        _, past = layer.decode(x_BD, past)
+    before = [tensor.clone() for tensor in past.kept]
+    first, _ = layer.decode(x_BLD[:, 7], past)
+    other, _ = layer.decode(x_BLD[:, 8], past)
+    assert past.num_positions == 7
+    assert all(torch.equal(tensor, same) for tensor, same in zip(past.kept, before, strict=True))
+    assert not torch.equal(first, other)
+    assert torch.equal(layer.decode(x_BLD[:, 7], past)[0], first)
 
 
 @every_kind

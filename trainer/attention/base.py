@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer.attention.decoding import Past
 from trainer.attention.documents import Documents
 from trainer.config.attention import AttentionConfig
 
@@ -39,4 +40,11 @@ class Attention(nn.Module, ABC):
         """Returns the attended out_BLD for the normalised input, without the residual connection.
 
         With `documents` nothing passes from one document of a sequence to the next: each has the output it has alone.
+        """
+
+    @abstractmethod
+    def decode(self, x_BD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Returns out_BD of the next position, equal to that of `forward`, and what the position after it needs.
+
+        `past` is what the position before returned; None at the first.
         """

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from trainer.attention.base import Attention
 from trainer.attention.decay import Decay
-from trainer.attention.delta_rule import chunked_delta_rule, unit_length
+from trainer.attention.decoding import Past
+from trainer.attention.delta_rule import chunked_delta_rule, recurrent_delta_rule, unit_length
 from trainer.attention.documents import Documents
 from trainer.attention.short_convolution import ShortConvolution
 from trainer.model.norm import RMSNorm
@@ -74,5 +75,34 @@ class DeltaRuleAttention(Attention):
                 chunk_size=self.chunk_size,
                 documents=documents,
             )
+        return self._gated(x_BLD, attended_BLHe)
+
+    def decode(self, x_BD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Keeps the memory and the inputs that each convolution still sees: as much after any number of positions."""
+        memory, *before = (None,) * 4 if past is None else past.kept
+        convolved, seen = [], []
+        for conv, linear, before_BVC in zip(
+            (self.query_conv, self.key_conv, self.value_conv), (self.query, self.key, self.value), before, strict=True
+        ):
+            out_BC, seen_BVC = conv.decode(linear(x_BD), before_BVC)
+            convolved.append(out_BC.unflatten(-1, (self.num_heads, -1)).unsqueeze(1))
+            seen.append(seen_BVC)
+        x_B1D = x_BD.unsqueeze(1)
+        log_decay_B1Hd = self.log_decay(x_B1D)
+        query, key, value = (x.to(log_decay_B1Hd.dtype) for x in convolved)
+        strength_B1H = self.strength(x_B1D).to(log_decay_B1Hd.dtype).sigmoid()
+        with torch.autocast(x_BD.device.type, enabled=False):
+            attended_B1He, memory = recurrent_delta_rule(
+                unit_length(query),
+                unit_length(key),
+                value,
+                log_decay_BLHd=log_decay_B1Hd,
+                strength_BLH=strength_B1H,
+                state_BHde=memory,
+            )
+        out_BD = self._gated(x_B1D, attended_B1He).squeeze(1)
+        return out_BD, Past(1 if past is None else past.num_positions + 1, (memory, *seen))
+
+    def _gated(self, x_BLD: Tensor, attended_BLHe: Tensor) -> Tensor:
         gate_BLHe = self.output_gate(x_BLD).unflatten(-1, (self.num_heads, -1))
         return self.out((self.norm(attended_BLHe) * gate_BLHe).flatten(-2))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
+from trainer.attention.decoding import Past, attend_once
 from trainer.attention.documents import Documents
 from trainer.attention.rope import rotate
 from trainer.attention.scaled_dot_product import causal_attention
@@ -49,18 +50,34 @@ class GroupedQueryAttention(Attention):
         return torch.zeros(parameter.shape) if name == "sinks_H" or name.endswith(".bias") else None
 
     def forward(self, x_BLD: Tensor, documents: Documents | None = None) -> Tensor:
+        query_BLHd, key_BLGd, value_BLGd = self._rotated(x_BLD, first=0)
+        attended_BLHd = causal_attention(
+            query_BLHd, key_BLGd, value_BLGd, window=self.window, sinks_H=self.sinks_H, documents=documents
+        )
+        return self.out(attended_BLHd.flatten(-2))
+
+    def decode(self, x_BD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Keeps the rotated keys and the values, of the window where there is one."""
+        position = 0 if past is None else past.num_positions
+        query_B1Hd, key_BLGd, value_BLGd = self._rotated(x_BD.unsqueeze(1), first=position)
+        if past is not None:
+            key_BLGd, value_BLGd = (
+                torch.cat(both, dim=1) for both in zip(past.kept, (key_BLGd, value_BLGd), strict=True)
+            )
+        if self.window is not None:
+            key_BLGd, value_BLGd = key_BLGd[:, -self.window :], value_BLGd[:, -self.window :]
+        attended_BHd, _ = attend_once(
+            query_B1Hd.squeeze(1), key_BLGd, value_BLGd, scale=self.head_dim**-0.5, sinks_H=self.sinks_H
+        )
+        return self.out(attended_BHd.flatten(-2)), Past(position + 1, (key_BLGd, value_BLGd))
+
+    def _rotated(self, x_BLD: Tensor, *, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns query_BLHd, key_BLGd and value_BLGd, the first two rotated."""
         query_BLHd = _heads(self.query(x_BLD), self.num_heads, self.query_norm, per_head=self.norm_per_head)
         key_BLGd = _heads(self.key(x_BLD), self.num_kv_heads, self.key_norm, per_head=self.norm_per_head)
         value_BLGd = _heads(self.value(x_BLD), self.num_kv_heads, None, per_head=True)
-        attended_BLHd = causal_attention(
-            rotate(query_BLHd, theta=self.rope_theta),
-            rotate(key_BLGd, theta=self.rope_theta),
-            value_BLGd,
-            window=self.window,
-            sinks_H=self.sinks_H,
-            documents=documents,
-        )
-        return self.out(attended_BLHd.flatten(-2))
+        query_BLHd = rotate(query_BLHd, theta=self.rope_theta, first=first)
+        return query_BLHd, rotate(key_BLGd, theta=self.rope_theta, first=first), value_BLGd
 
 
 def _heads(features: Tensor, num_heads: int, norm: RMSNorm | None, *, per_head: bool) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
+from trainer.attention.decoding import Past, attend_once
 from trainer.attention.documents import Documents
 from trainer.attention.rope import rotate
 from trainer.attention.scaled_dot_product import causal_attention
@@ -61,6 +62,33 @@ class MultiHeadLatentAttention(Attention):
             documents=documents,
         )
         return self.out(attended_BLHv.flatten(-2))
+
+    def decode(self, x_BD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Keeps the normalised latents and the rotated keys; they serve all heads as keys, the latents as values."""
+        position = 0 if past is None else past.num_positions
+        query_BHn, query_BHr = (
+            self.query(x_BD).unflatten(-1, (self.num_heads, -1)).split([self.nope_dim, self.rope_dim], dim=-1)
+        )
+        latent_BC, key_Br = self.kv_down(x_BD).split([self.latent_dim, self.rope_dim], dim=-1)
+        turned_BHr, turned_Br = (
+            rotate(x.clone(memory_format=torch.contiguous_format), theta=self.rope_theta, first=position).squeeze(1)
+            for x in (query_BHr.unsqueeze(1), key_Br[:, None, None])
+        )
+        latent_BLC, key_BLr = self.kv_norm(latent_BC).unsqueeze(1), turned_Br
+        if past is not None:
+            latent_BLC, key_BLr = (
+                torch.cat(both, dim=1) for both in zip(past.kept, (latent_BLC, key_BLr), strict=True)
+            )
+        up_HmC = self.kv_up.weight.unflatten(0, (self.num_heads, -1))
+        key_up_HnC, value_up_HvC = up_HmC.split([self.nope_dim, self.value_dim], dim=1)
+        attended_BHC, _ = attend_once(
+            torch.cat([torch.einsum("bhn,hnc->bhc", query_BHn, key_up_HnC), turned_BHr], dim=-1),
+            torch.cat([latent_BLC, key_BLr], dim=-1).unsqueeze(2),
+            latent_BLC.unsqueeze(2),
+            scale=(self.nope_dim + self.rope_dim) ** -0.5,
+        )
+        attended_BHv = torch.einsum("bhc,hvc->bhv", attended_BHC, value_up_HvC)
+        return self.out(attended_BHv.flatten(-2)), Past(position + 1, (latent_BLC, key_BLr))
 
 
 class _LowRank(nn.Module):

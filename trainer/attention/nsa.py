@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.attention.base import Attention
+from trainer.attention.decoding import Past, attend_once
 from trainer.attention.documents import Documents
 from trainer.attention.nsa_blocks import Blocks, blocks_of_documents, blocks_of_sequence
 from trainer.attention.rope import rotate
@@ -77,13 +78,53 @@ class NativeSparseAttention(Attention):
             window=self.window,
             documents=documents,
         )
-        gates_BLH3 = self.gate(x_BLD).sigmoid().unflatten(-1, (self.num_heads, 3))
-        mixed_BLHd = sum(
-            gate_BLH.unsqueeze(-1) * branch
-            for gate_BLH, branch in zip(gates_BLH3.unbind(-1), (compressed, selected, windowed), strict=True)
+        return self._gated(x_BLD, (compressed, selected, windowed))
+
+    def decode(self, x_BD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Keeps the compressed blocks and what the next is made from, all selectable positions, and the window's."""
+        position = 0 if past is None else past.num_positions
+        query_BHd = self.query(x_BD).unflatten(-1, (self.num_heads, -1))
+        keys, values = (
+            linear(x_BD).unflatten(-1, (3, self.num_kv_heads, -1)).unsqueeze(1).unbind(2)
+            for linear in (self.key, self.value)
         )
-        assert isinstance(mixed_BLHd, Tensor)
-        return self.out(mixed_BLHd.flatten(-2))
+        rotated_BHd = rotate(query_BHd.unsqueeze(1), theta=self.rope_theta, first=position).squeeze(1)
+        fresh = [keys[0], values[0]]
+        for key, value in zip(keys[1:], values[1:], strict=True):
+            fresh += [rotate(key, theta=self.rope_theta, first=position), value]
+        none = (keys[0][:, :0],) * 8
+        small_key, small_value, *before = none if past is None else past.kept
+        raw_key, raw_value, key_BLGd, value_BLGd, last_key, last_value = (
+            torch.cat(both, dim=1) for both in zip(before, fresh, strict=True)
+        )
+        raw_key, raw_value = raw_key[:, -self.block_size :], raw_value[:, -self.block_size :]
+        last_key, last_value = last_key[:, -self.window :], last_value[:, -self.window :]
+        over = position + 1 - self.block_size
+        if over >= 0 and over % self.stride == 0:
+            small_key = torch.cat([small_key, self.compress_key(raw_key.transpose(1, 2).unsqueeze(1))], dim=1)
+            small_value = torch.cat([small_value, self.compress_value(raw_value.transpose(1, 2).unsqueeze(1))], dim=1)
+        scale = query_BHd.shape[-1] ** -0.5
+        compressed, weights_BHM = attend_once(query_BHd, small_key, small_value, scale=scale)
+        is_selected_BG1N = self._selected_blocks(
+            weights_BHM.unsqueeze(2),
+            torch.arange(small_key.shape[1], device=x_BD.device) * self.stride,
+            torch.full((1,), position, device=x_BD.device),
+            num_blocks=position // self.selection_block_size + 1,
+        )
+        sees_BGL = is_selected_BG1N.squeeze(2).repeat_interleave(self.selection_block_size, dim=-1)
+        selected, _ = attend_once(
+            rotated_BHd, key_BLGd, value_BLGd, scale=scale, sees_BGL=sees_BGL[..., : position + 1]
+        )
+        windowed, _ = attend_once(rotated_BHd, last_key, last_value, scale=scale)
+        kept = (small_key, small_value, raw_key, raw_value, key_BLGd, value_BLGd, last_key, last_value)
+        return self._gated(x_BD, (compressed, selected, windowed)), Past(position + 1, kept)
+
+    def _gated(self, x: Tensor, branches: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Returns the output for the input of all positions, or of one, and what the branches made of it."""
+        gates = self.gate(x).sigmoid().unflatten(-1, (self.num_heads, 3)).unbind(-1)
+        mixed = sum(gate.unsqueeze(-1) * branch for gate, branch in zip(gates, branches, strict=True))
+        assert isinstance(mixed, Tensor)
+        return self.out(mixed.flatten(-2))
 
     def _blocks(self, x_BLD: Tensor, documents: Documents | None) -> Blocks:
         if documents is not None:
@@ -119,18 +160,29 @@ class NativeSparseAttention(Attention):
 
     def _selected_positions(self, weights_BHLM: Tensor, blocks: Blocks, documents: Documents | None) -> Tensor:
         """Returns sees_BGLL: the positions of the blocks selected for each query that are not after it (eq. 9-12)."""
-        seq_len = weights_BHLM.shape[-2]
+        seq_len, size = weights_BHLM.shape[-2], self.selection_block_size
+        is_selected_BGLN = self._selected_blocks(
+            weights_BHLM, blocks.block_place, blocks.place, num_blocks=-(-seq_len // size)
+        )
+        if documents is None:
+            sees_BGLL = is_selected_BGLN.repeat_interleave(size, dim=-1)[..., :seq_len]
+            return sees_BGLL & (blocks.place <= blocks.place[:, None])
+        block_of_B11L = (blocks.place // size).unsqueeze(2)
+        block_of_BGLL = block_of_B11L.expand(-1, is_selected_BGLN.shape[1], seq_len, -1)
+        return is_selected_BGLN.gather(-1, block_of_BGLL) & documents.sees_BLL.unsqueeze(1)
+
+    def _selected_blocks(self, weights_BHLM: Tensor, block_place: Tensor, place: Tensor, *, num_blocks: int) -> Tensor:
+        """Returns is_selected_BGLN of queries at these places, `Blocks` says in which shapes."""
         device, size = weights_BHLM.device, self.selection_block_size
-        num_blocks = -(-seq_len // size)
         # A compressed block lies in a selection block with so many of its strides.
-        first_M1 = blocks.block_place.unsqueeze(-1)
+        first_M1 = block_place.unsqueeze(-1)
         start_N = torch.arange(num_blocks, device=device) * size
         common_MN = torch.minimum(first_M1 + self.block_size, start_N + size) - torch.maximum(first_M1, start_N)
         strides_MN = (common_MN.clamp(min=0) // self.stride).to(weights_BHLM.dtype)
         with torch.autocast(device.type, enabled=False):
             group_BGLM = weights_BHLM.unflatten(1, (self.num_kv_heads, -1)).sum(2)
             score_BGLN = group_BGLM @ strides_MN
-        own_L1 = (blocks.place // size).unsqueeze(-1)
+        own_L1 = (place // size).unsqueeze(-1)
         block_N = torch.arange(num_blocks, device=device)
         always_LN = (block_N == 0) | (block_N == own_L1) | (block_N == own_L1 - 1)
         score_BGLN = score_BGLN.masked_fill(always_LN, torch.inf).masked_fill(block_N > own_L1, -torch.inf)
@@ -138,12 +190,7 @@ class NativeSparseAttention(Attention):
         order_BGLN = score_BGLN.argsort(dim=-1, descending=True, stable=True)
         is_selected_BGLN = torch.zeros_like(score_BGLN, dtype=torch.bool)
         is_selected_BGLN.scatter_(-1, order_BGLN[..., : self.num_selected_blocks], True)
-        if documents is None:
-            sees_BGLL = is_selected_BGLN.repeat_interleave(size, dim=-1)[..., :seq_len]
-            return sees_BGLL & (blocks.place <= blocks.place[:, None])
-        block_of_B11L = (blocks.place // size).unsqueeze(2)
-        block_of_BGLL = block_of_B11L.expand(-1, is_selected_BGLN.shape[1], seq_len, -1)
-        return is_selected_BGLN.gather(-1, block_of_BGLL) & documents.sees_BLL.unsqueeze(1)
+        return is_selected_BGLN
 
 
 class _Compression(nn.Module):

@@ -28,8 +28,10 @@ def rotation_table(
         )
 
 
-def rotate(x_BLHd: Tensor, *, theta: float) -> Tensor:
+def rotate(x_BLHd: Tensor, *, theta: float, first: int = 0) -> Tensor:
     """Returns the queries or keys, each adjacent pair of a head's features turned by its position's angle.
+
+    `first` is the position of the first of them.
 
     Computed in float32 (float64 for float64 input) and returned in the dtype of the input. Adjacent pairs as in the
     paper rather than halves as in Hugging Face's models: one complex product, on a CPU 0.9 ms forward and backward
@@ -39,6 +41,9 @@ def rotate(x_BLHd: Tensor, *, theta: float) -> Tensor:
     """
     seq_len, head_dim = x_BLHd.shape[1], x_BLHd.shape[-1]
     wide = x_BLHd if x_BLHd.dtype == torch.float64 else x_BLHd.float()
-    table_LR = rotation_table(seq_len, head_dim, theta=theta, device=x_BLHd.device, dtype=wide.dtype)
+    # While decoding one table serves all positions up to its length.
+    length = seq_len if first == 0 else 1 << (first + seq_len - 1).bit_length()
+    table_LR = rotation_table(length, head_dim, theta=theta, device=x_BLHd.device, dtype=wide.dtype)
+    table_LR = table_LR[first : first + seq_len]
     pairs_BLHR = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs_BLHR * table_LR[:, None, :]).flatten(-2).to(x_BLHd.dtype)

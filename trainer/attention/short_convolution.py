@@ -28,6 +28,14 @@ class ShortConvolution(nn.Module):
         x_BCL = F.pad(x_BLC.transpose(1, 2), (width - 1, 0))
         return F.silu(F.conv1d(x_BCL, self.weight_C1W, groups=x_BLC.shape[-1]).transpose(1, 2))
 
+    def decode(self, x_BC: Tensor, before_BVC: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns out_BC of the next position and the last V = W - 1 positions of the input; None for zeros."""
+        weight_WC = self.weight_C1W[:, 0].t()
+        if before_BVC is None:
+            before_BVC = x_BC.new_zeros(len(x_BC), len(weight_WC) - 1, x_BC.shape[-1])
+        seen_BWC = torch.cat([before_BVC, x_BC.unsqueeze(1)], dim=1)
+        return F.silu((seen_BWC * weight_WC.to(x_BC.dtype)).sum(1)), seen_BWC[:, 1:]
+
     def _within(self, x_BLC: Tensor, documents: Documents) -> Tensor:
         """Returns the sums position by position back, each cleared where it lies in an earlier document."""
         weight_WC = self.weight_C1W[:, 0].t().to(x_BLC.dtype)
