@@ -18,6 +18,7 @@ ARCHITECTURES: "Registry[Architecture[Any]]" = Registry(
         "qwen2_moe": "trainer.interop.qwen2_moe:Qwen2Moe",
         "qwen3": "trainer.interop.qwen3:Qwen3",
         "qwen3_moe": "trainer.interop.qwen3_moe:Qwen3Moe",
+        "gpt_oss": "trainer.interop.gpt_oss:GptOss",
         "glm4_moe": "trainer.interop.glm4_moe:Glm4Moe",
         "deepseek_v3": "trainer.interop.deepseek_v3:DeepseekV3",
     },

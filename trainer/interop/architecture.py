@@ -5,11 +5,13 @@ same model. So whatever the fields cannot say, options that come later included,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
+from torch import Tensor
 
+from trainer.config.attention import AttentionConfig
 from trainer.config.model import ModelConfig
 from trainer.interop import ARCHITECTURES
 from trainer.interop.decoder import QWEN_NAMES, ExpertNames
@@ -17,6 +19,7 @@ from trainer.interop.errors import NotExportable
 from trainer.interop.fields import HuggingFaceFields
 from trainer.interop.layout import Rule
 from trainer.interop.pattern import expert_pattern
+from trainer.interop.weights import per_expert
 
 TRAINING_ONLY = ("init", "init_std", "moe.balancing", "moe.capacity", "moe.router.input_jitter")
 """Fields of a model that say how it is trained, not what it computes."""
@@ -41,6 +44,8 @@ class Architecture(ABC, Generic[F]):
     router_kinds: ClassVar[tuple[str, ...]]
     """Kinds of routers that it may have; empty for a dense model."""
     expert_names: ClassVar[ExpertNames] = QWEN_NAMES
+    has_local_layers: ClassVar[bool] = False
+    """Whether some layers may have a window and others none."""
 
     @abstractmethod
     def to_fields(self, config: ModelConfig, common: Mapping[str, Any]) -> F:
@@ -58,6 +63,14 @@ class Architecture(ABC, Generic[F]):
     @abstractmethod
     def rules(self, fields: F) -> Iterator[Rule]:
         """Yields where each of our tensors is in a checkpoint."""
+
+    def unpacked(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the weights of a checkpoint, or gradients of theirs, by the names that `rules` uses."""
+        return per_expert(weights, self.expert_names)
+
+    def packed(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Yields the tensors of a checkpoint, from those that `rules` names in its order; the inverse of `unpacked`."""
+        yield from tensors
 
     def fields_of(self, config: ModelConfig, *, max_position_embeddings: int) -> F:
         """Returns the fields of a model without obstacles."""
@@ -108,11 +121,15 @@ class Architecture(ABC, Generic[F]):
             and not (name in CONSEQUENCES and (name in written) != (name in read))
         ]
 
+    def is_of_another_structure(self, config: ModelConfig) -> bool:
+        """Returns whether the model has other parts, so that the fields could not even describe it."""
+        return any(True for _ in self._structural_obstacles(config))
+
     def _structural_obstacles(self, config: ModelConfig) -> Iterator[str]:
-        if config.global_attention is not None:
+        if config.global_attention is not None and not self.has_local_layers:
             yield "model.global_attention is set, here all layers have the same attention"
-        if config.attention.kind != self.attention_kind:
-            yield f"model.attention.kind is {config.attention.kind}, here it is {self.attention_kind}"
+        for kind in sorted({attention.kind for attention in config.layer_attentions()} - {self.attention_kind}):
+            yield f"model.attention.kind is {kind}, here it is {self.attention_kind}"
         if config.moe is None and self.router_kinds:
             yield "model.moe is null, here there are experts"
         elif config.moe is not None and not self.router_kinds:
@@ -124,16 +141,20 @@ class Architecture(ABC, Generic[F]):
 
 def computed_by(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields that decide what a model computes, by dotted path; equal for models that compute the same."""
-    document = config.model_dump(mode="json")
+    document = config.model_dump(mode="json", exclude={"attention", "global_attention"})
     leaves = dict(_leaves(document, "model"))
+    attentions = config.layer_attentions()
+    if len(set(attentions)) == 1:
+        leaves |= _attention_leaves(attentions[0], "model.attention")
+    else:
+        for layer, attention in enumerate(attentions):
+            leaves |= _attention_leaves(attention, f"model.layers.{layer}.attention")
     is_dense = [kind == "dense" for kind in config.layer_kinds()]
     if not any(is_dense):
         for name in ("model.hidden_dim", "model.activation"):
             leaves.pop(name, None)
     if (pattern := expert_pattern(is_dense)) is not None:
         leaves["model.moe.num_dense_layers"], leaves["model.moe.every"] = pattern
-    if not leaves.get("model.attention.qk_norm", True):
-        leaves.pop("model.attention.qk_norm_over")
     router = config.moe and config.moe.router
     if router is not None and router.kind == "group_limited" and router.groups_per_token == router.num_groups:
         # All groups are open to every token: token choice.
@@ -159,12 +180,21 @@ def architecture_of(config: ModelConfig, wanted: str | None = None) -> Architect
     for name, found in obstacles.items():
         if not found:
             return candidates[name]
-    closest_first = sorted(obstacles.items(), key=lambda item: len(item[1]))
+    closest_first = sorted(
+        obstacles.items(), key=lambda item: (candidates[item[0]].is_of_another_structure(config), len(item[1]))
+    )
     lines = [f"  {name}: {'; '.join(found)}" for name, found in closest_first]
     raise NotExportable(
         "no architecture of Hugging Face's that can be written computes what this model computes. What stands in the "
         "way of each:\n" + "\n".join(lines)
     )
+
+
+def _attention_leaves(attention: AttentionConfig, path: str) -> dict[str, Any]:
+    leaves = dict(_leaves(attention.model_dump(mode="json"), path))
+    if not leaves.get(f"{path}.qk_norm", True):
+        leaves.pop(f"{path}.qk_norm_over")
+    return leaves
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

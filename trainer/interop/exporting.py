@@ -112,7 +112,7 @@ def their_tensors(
             f"{architecture.model_type} has no place for {', '.join(homeless)}, which takes part in what the model "
             "computes; exportable with a selection bias is deepseek_v3"
         )
-    return _converted(rules, state)
+    return architecture.packed(_converted(rules, state))
 
 
 def _converted(rules: list[Rule], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

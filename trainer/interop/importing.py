@@ -20,7 +20,7 @@ from trainer.interop.architecture import Architecture
 from trainer.interop.errors import NotImportable
 from trainer.interop.fields import HuggingFaceFields
 from trainer.interop.start import Start, save_start
-from trainer.interop.weights import per_expert, read_weights
+from trainer.interop.weights import read_weights
 from trainer.model.transformer import Transformer
 
 TRAIN_FILE = "train.yaml"
@@ -107,7 +107,7 @@ def our_state(
     Raises:
         NotImportable: tensors are missing, unknown, or of other shapes than the config says.
     """
-    weights = per_expert(weights, architecture.expert_names)
+    weights = architecture.unpacked(weights)
     rules = list(architecture.rules(fields))
     wanted = {name for rule in rules for name in rule.theirs}
     left_out = {name for name in weights.keys() - wanted if _is_spare(name, fields)}
