@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernels import Routing
 from trainer.attention import ATTENTIONS
+from trainer.attention.decoding import Past
 from trainer.attention.documents import Documents
 from trainer.config.attention import AttentionConfig
 from trainer.config.model import ModelConfig
@@ -48,6 +49,17 @@ class Block(nn.Module):
         attention.
         """
         attended_BLD = self.attention(self.attention_norm(x_BLD), documents)
+        return self._fed_forward(x_BLD, attended_BLD, tokens_BL)
+
+    def decode(self, x_BD: Tensor, tokens_B: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Returns the residual stream of the next position, and the attention's past for the one after it."""
+        attended_BD, past = self.attention.decode(self.attention_norm(x_BD), past)
+        x_B1D, _ = self._fed_forward(x_BD.unsqueeze(1), attended_BD.unsqueeze(1), tokens_B.unsqueeze(1))
+        return x_B1D.squeeze(1), past
+
+    def _fed_forward(
+        self, x_BLD: Tensor, attended_BLD: Tensor, tokens_BL: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         x_BLD = torch.add(x_BLD, attended_BLD, alpha=self.residual_scale)
         normalised_BLD = self.feed_forward_norm(x_BLD)
         if isinstance(self.feed_forward, MoELayer):

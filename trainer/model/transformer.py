@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.attention.decoding import Past
 from trainer.attention.documents import Documents
 from trainer.config.model import ModelConfig
 from trainer.model.block import Block
@@ -70,15 +71,31 @@ class Transformer(nn.Module):
         an earlier document. Without it a sequence is one document.
         """
         documents = None if documents_BL is None else Documents(documents_BL)
-        x_BLD = self.embedding(tokens_BL)
-        if self.config.scales.embedding != 1.0:
-            x_BLD = x_BLD * self.config.scales.embedding
+        x_BLD = self._embedded(tokens_BL)
         routings: list[LayerRouting] = []
         for layer, block in enumerate(self.blocks):
             x_BLD, routing = block(x_BLD, tokens_BL, documents)
             if routing is not None:
                 routings.append(LayerRouting.of(routing, layer=layer, num_sequences=len(tokens_BL)))
         return self.final_norm(x_BLD), tuple(routings)
+
+    def decode(self, tokens_B: Tensor, pasts: tuple[Past, ...] | None) -> tuple[Tensor, tuple[Past, ...]]:
+        """Returns logits_BV after one more token of each sequence, and the pasts of all layers for the next token.
+
+        Equal to the last logits of `forward` over the whole sequences, in evaluation mode and where a token's routing
+        does not depend on the others of its batch. `pasts` is what the token before returned; None at the first.
+        """
+        x_BD = self._embedded(tokens_B)
+        after: list[Past] = []
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x_BD, past = block.decode(x_BD, tokens_B, None if pasts is None else pasts[layer])
+            after.append(past)
+        return self.logits(self.final_norm(x_BD)), tuple(after)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return x if self.config.scales.embedding == 1.0 else x * self.config.scales.embedding
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """Returns float32 logits_BLV of what `trunk` returned (float64 for a float64 model)."""
