@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kernels import Routing
+from kernels.quantize import QuantizedMatmul, fp8_tensor
 from tests.support.models import CPU, META, model_config, moe_fields, random_rows, random_tokens, tiny_model
 from trainer.balancing.build import build_balancers
 from trainer.balancing.step_balancing import StepBalancing
@@ -85,21 +86,30 @@ def test_layer_and_its_gradients_equal_pair_by_pair_in_float64(fields: dict[str,
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("special", ["plain", "bf16_autocast", "biases", "fp8_tensor"])
 @every_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_uninitialised_row_reaches_output_or_gradients(fields: dict[str, Any], dtype: torch.dtype) -> None:
-    layer = layer_of(**fields)
+def test_no_uninitialised_row_reaches_output_or_gradients(fields: dict[str, Any], special: str) -> None:
+    layer = layer_of(**fields, expert_bias=special == "biases")
+    if special == "fp8_tensor":  # one scale for a whole tensor: a row that is not owned must not enter into it
+        layer.experts.matmul = QuantizedMatmul(fp8_tensor(gradient_format="e4m3"), device=CPU)
     x_BLD = random_rows(2, 12, 32).requires_grad_()
+
+    def results() -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=special == "bf16_autocast"):
+            out_BLD, routing = layer(x_BLD)
+        assert not is_computed(routing).all()
+        loss = out_BLD.float().square().sum() + routing.prob_sum_E.square().sum() + routing.z_sum
+        return (out_BLD, *torch.autograd.grad(loss, (x_BLD, *layer.parameters())))
+
+    expected = results()
     torch.use_deterministic_algorithms(True)  # torch then fills new memory with NaN
     try:
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            out_BLD, routing = layer(x_BLD)
-        loss = out_BLD.float().square().sum() + routing.prob_sum_E.square().sum() + routing.z_sum
-        gradients = torch.autograd.grad(loss, (x_BLD, *layer.parameters()))
+        actual = results()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not is_computed(routing).all()
-    assert all(bool(tensor.isfinite().all()) for tensor in (out_BLD, *gradients))
+    for got, want in zip(actual, expected, strict=True):
+        assert bool(got.isfinite().all())
+        assert torch.equal(got, want)
 
 
 @every_case
