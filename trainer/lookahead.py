@@ -41,6 +41,9 @@ def measure_lookahead(
     training are then not those of a language model. All corpora count alike; micro-batches mix them, as in training.
     The model is left in training mode.
 
+    A model of 4 layers of width 64, trained on 1.5M tokens with 16 experts that chose from sequences of 32, had 3.20
+    nats/token routed like that, 3.33 routed over micro-batches of 1024 tokens, and 3.35 by its predictor.
+
     Args:
         config: of the run.
         model: the bare model, trained.

@@ -105,34 +105,41 @@ def _lookahead_caveats(ranked: Sequence[TrialRecord]) -> list[str]:
     if always:
         kinds = ", ".join(sorted({routers[number].kind for number in always}))
         found.append(
-            f"The {kinds} router of trial {', '.join(map(str, always))} chooses a token's experts with a view of later "
-            "tokens, in evaluation too: training loss and held-out figures may both be flattered, and text cannot be "
-            "generated like that. Set `model.moe.router.predictor` for held-out figures that compare with others'."
+            f"The {kinds} router of {_listed(always)} chooses a token's experts with a view of later tokens, in "
+            "evaluation too: training loss and held-out figures may both be flattered, and text cannot be generated "
+            "like that. Set `model.moe.router.predictor` for held-out figures that compare with others'."
         )
-    probes = [
-        (trial.number, LookaheadProbe.model_validate(trial.summary["lookahead"]))
-        for trial in ranked
-        if trial.summary is not None and trial.summary.get("lookahead") is not None
-    ]
-    changes = [
-        (routed.loss - widest.loss, number, widest, routed)
-        for number, probe in probes
-        for widest in probe.by_chunk_size[:1]
-        for routed in (*probe.by_chunk_size[1:], *(() if probe.causal is None else (probe.causal,)))
-    ]
-    if changes:
-        _, number, widest, routed = max(changes, key=lambda change: (abs(change[0]), -change[1]))
-        found.append(
-            f"How much hangs on that view: routed over {_competitors(routed)} instead of {_competitors(widest)}, the "
-            f"trained model of trial {number} has a held-out loss of {routed.loss:.3f} instead of {widest.loss:.3f} "
-            "nats/token, the largest such change."
-        )
-    return found
+    probe = _probe_caveat(ranked)
+    return found if probe is None else [*found, probe]
+
+
+def _probe_caveat(ranked: Sequence[TrialRecord]) -> str | None:
+    """The held-out loss that changes most when a trained model is routed otherwise; None where none was probed."""
+    changes: list[tuple[float, int, RoutedLoss, RoutedLoss]] = []
+    for trial in ranked:
+        if trial.summary is None or trial.summary.get("lookahead") is None:
+            continue
+        probe = LookaheadProbe.model_validate(trial.summary["lookahead"])
+        trained = probe.as_trained
+        others = (*probe.by_chunk_size, *(() if probe.causal is None else (probe.causal,)))
+        changes += [(abs(other.loss - trained.loss), -trial.number, trained, other) for other in others]
+    if not changes:
+        return None
+    _, negative_number, trained, other = max(changes, key=lambda change: change[:2])
+    return (
+        f"How much hangs on that view: routed over {_competitors(other)} instead of {_competitors(trained)}, the "
+        f"trained model of trial {-negative_number} has a held-out loss of {other.loss:.3f} instead of "
+        f"{trained.loss:.3f} nats/token, the largest such change."
+    )
 
 
 def _has_capacity(trial: TrialRecord) -> bool:
     moe = None if trial.config is None else TrainConfig.model_validate(trial.config).model.moe
     return moe is not None and moe.capacity is not None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"trial {', '.join(map(str, numbers))}" if len(numbers) <= 8 else f"{len(numbers)} trials"
 
 
 def _competitors(routed: RoutedLoss) -> str:

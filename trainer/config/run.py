@@ -71,6 +71,12 @@ class LookaheadProbe(Section):
     """Per MoE layer, the fraction of pairs of a token and an expert about which the predictor is right. A predictor
     that never says yes has 1 - experts_per_token / num_experts. None: without predictor."""
 
+    @property
+    def as_trained(self) -> RoutedLoss:
+        """The loss routed as in training; over the largest chunks where training had larger ones than the probe."""
+        same = [routed for routed in self.by_chunk_size if routed.chunk_size == self.trained_chunk_size]
+        return same[0] if same else self.by_chunk_size[0]
+
 
 class StartReport(Section):
     """The weights that a run started from, see `TrainConfig.start`."""
