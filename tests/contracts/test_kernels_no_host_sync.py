@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import Drop, admit, grouped_swiglu, permute, route, route_pairs, unpermute
+from kernels import Activation, Drop, ExpertBiases, admit, grouped_swiglu, permute, route, route_pairs, unpermute
 
 # Operators that copy a value to the host, or need one there to know the size of their result.
 SYNCHRONISING = {
@@ -95,6 +95,20 @@ def test_capacity_runs_on_tensors_without_data(drop: Drop) -> None:
     with FakeTensorMode():
         assert forward_and_backward(device="cpu", drop=drop, **options).shape == (24, 16)
     assert forward_and_backward(device="meta", drop=drop, **options).device.type == "meta"
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "clamped_swiglu"])
+def test_no_operator_synchronises_in_biased_experts(activation: Activation) -> None:
+    x_ND = torch.randn(24, 16, requires_grad=True)
+    gate_EDF, up_EDF, down_EFD = (torch.randn(6, *shape, requires_grad=True) for shape in ((16, 8), (16, 8), (8, 16)))
+    biases = ExpertBiases(*(torch.randn(6, width, requires_grad=True) for width in (8, 8, 16)))
+    offsets_E = torch.tensor([4, 4, 9, 15, 16, 22], dtype=torch.int32)
+    with RefuseSynchronisation() as mode:
+        y_ND = grouped_swiglu(x_ND, gate_EDF, up_EDF, down_EFD, offsets_E, activation=activation, biases=biases)
+        y_ND[:22].square().sum().backward()
+    assert "aten::_grouped_mm" in mode.seen
+    assert all(bias.grad is not None and bool(bias.grad.isfinite().all()) for bias in biases)
+    assert all(not bias.grad[1].any() for bias in biases)  # the second expert has no rows
 
 
 def ragged_forward_and_backward(*, device: str, dtype: torch.dtype) -> torch.Tensor:

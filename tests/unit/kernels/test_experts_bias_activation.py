@@ -47,6 +47,22 @@ def test_torch_path_equals_the_loop_with_gradients(dtype: torch.dtype, counts: t
         torch.testing.assert_close(actual, expected, **tolerance)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_rows_that_no_expert_owns_reach_no_gradient_of_a_weight_or_bias(backend: str) -> None:
+    inputs = operands()
+    x_ND, gate, up, down, *biases = inputs
+    options = {"activation": "clamped_swiglu", "biases": ExpertBiases(*biases), "backend": backend}
+    with torch.no_grad():
+        x_ND[11:] = float("nan")
+    owned = torch.autograd.grad(
+        grouped_swiglu(x_ND[:11], gate, up, down, offsets(3, 5, 0, 3), **options).square().sum(), inputs[1:]
+    )
+    y_ND = grouped_swiglu(x_ND, gate, up, down, offsets(3, 5, 0, 3), **options)
+    beyond = torch.autograd.grad(y_ND[:11].square().sum(), inputs[1:])
+    for actual, expected in zip(beyond, owned, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_zero_biases_change_nothing() -> None:
     x_ND, gate, up, down, *_ = operands()
     zeros = ExpertBiases(torch.zeros(4, 8), torch.zeros(4, 8), torch.zeros(4, 16))
