@@ -98,7 +98,7 @@ def test_bad_config_exits_with_2_and_names_the_field(tmp_path: Path, command: st
 def test_train_prints_the_table_of_domains(config_file: Path, tmp_path: Path):
     result = invoke("train", config_file, "--out", tmp_path / "out", "--threads", 1)
     assert result.exit_code == 0, result.stderr
-    for word in ("legal", "speeches", "all", "MaxVio", "trained", "untrained", "shuffled"):
+    for word in ("legal", "speeches", "all", "MaxVio", "trained", "untrained", "shuffled", "fp32"):
         assert word in result.stdout
     assert (tmp_path / "out" / "checkpoints" / "step-00000004").is_dir()
 
