@@ -146,6 +146,28 @@ def test_quantile_biases_are_those_of_one_worker(tmp_path: Path):
         np.testing.assert_allclose(together.weights()[name].numpy(), alone[name].numpy(), atol=1e-5)
 
 
+def test_null_experts_and_drops_are_counted_over_the_workers(tmp_path: Path):
+    model = config().model.model_dump(mode="json")
+    model["moe"] |= {
+        "balancing": [{"kind": "loss_free_bias", "update_rate": 0.01}],
+        "num_null_experts": 2,
+        "capacity": {"factor": 0.75},
+    }
+    shared = config(num_steps=1, model=model)
+    alone = run_training(shared, tmp_path / "one")
+    together, statuses, _ = run_two(shared, tmp_path / "two" / "run")
+    assert statuses == [0, 0]
+    expected, found = alone.table("router"), together.table("router")
+    assert found["router/load"].to_pylist()[0] == expected["router/load"].to_pylist()[0]
+    # The second layer may see a token in another micro-batch drop what it does not drop here.
+    for name in ("router/null_share", "router/drop_rate", "router/uncovered_rate"):
+        assert 0 < found[name][0].as_py() < 1
+        assert found[name][0].as_py() == pytest.approx(expected[name][0].as_py(), rel=1e-6)
+    name = "blocks.0.feed_forward.selection_bias_E"
+    assert alone.weights()[name].shape == (4 + 2,)
+    np.testing.assert_array_equal(together.weights()[name].numpy(), alone.weights()[name].numpy())
+
+
 def test_experts_that_choose_within_sequences_choose_alike_in_two_workers(tmp_path: Path):
     """With the predictor's loss, whose gradient both workers have a part in."""
     model = config().model.model_dump(mode="json")

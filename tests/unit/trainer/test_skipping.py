@@ -1,6 +1,7 @@
 """Steps without an update: which they are, and that nothing but the data moves on."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,15 +9,19 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.models import random_rows
+from tests.support.models import CPU, random_rows
 from tests.support.training import STEP_TOKENS, Finished, run_training, train_config
 from trainer.checkpoint_manifest import checkpoint_folder
 from trainer.config import TrainConfig
 from trainer.config.clipping import SkipSpikesConfig
+from trainer.config.optimizers import AdamWConfig
 from trainer.metrics.spikes import SpikeDetector
+from trainer.model.build import build_model
+from trainer.optimizers.build import build_optimizer
 from trainer.optimizers.grouped import undone_where
-from trainer.skipping import SpikeSkipper
+from trainer.skipping import SpikeSkipper, step_where_not
 
 EAGER = {"num_sigmas": 0.5, "window": 6, "min_window": 3}
 """Skips about a third of all steps."""
@@ -65,6 +70,32 @@ def test_drop_is_no_spike() -> None:
 def test_window_that_never_fills_is_refused() -> None:
     with pytest.raises(ValidationError, match="min_window=64 exceeds window=32"):
         SkipSpikesConfig(window=32)
+
+
+class _NoHostRead(TorchDispatchMode):
+    """Fails where a value is read on the host, which on a GPU would wait for everything queued before it."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert "_local_scalar_dense" not in str(func), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_skipping_on_a_device_reads_nothing_on_the_host() -> None:
+    config = train_config().model
+    model = build_model(config, seed=0, device=CPU)
+    optimizer = build_optimizer(AdamWConfig(lr=0.1), model)
+    skipper = SpikeSkipper(SkipSpikesConfig(window=4, min_window=2))
+    with _NoHostRead():
+        for scale in (0.1, 0.1, 0.1, 100.0):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, scale)
+            skipped = skipper.observe(torch.tensor(2.0), torch.tensor(scale))
+            before = [parameter.detach().clone() for parameter in model.parameters()]
+            step_where_not(skipped, optimizer)
+    assert skipped
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 @pytest.mark.parametrize("skipped", [True, False])
