@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from trainer.config.model import ModelConfig
 from trainer.config.optimizers import ByPatternConfig
-from trainer.config.parameters import model_parameters
+from trainer.config.trained import TrainedPart, trained_parameters
 
 _MAX_NAMES = 40
 
@@ -16,14 +16,14 @@ def first_match(name: str, patterns: Sequence[str]) -> int | None:
     return next((index for index, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), None)
 
 
-def check_patterns(config: ByPatternConfig, model: ModelConfig) -> None:
-    """Checks that every pattern decides about a parameter of the model.
+def check_patterns(config: ByPatternConfig, model: ModelConfig, trained: TrainedPart) -> None:
+    """Checks that every pattern decides about a parameter that is trained.
 
     Raises:
         ValueError: one does not; the message names it, and the parameters there are.
     """
     patterns = [group.pattern for group in config.groups]
-    names = list(model_parameters(model))
+    names = list(trained_parameters(model, trained))
     deciding = {first_match(name, patterns) for name in names}
     for index, pattern in enumerate(patterns):
         if index in deciding:
@@ -33,7 +33,7 @@ def check_patterns(config: ByPatternConfig, model: ModelConfig) -> None:
             earlier = patterns[first_match(taken[0], patterns) or 0]
             problem = f"matches only what earlier patterns take, {taken[0]} by {earlier!r}; move it up or drop it"
         else:
-            problem = f"matches no parameter; there are {_shown(names)}"
+            problem = f"matches no parameter that is trained; there are {_shown(names)}"
         raise ValueError(f"optimizer.groups.{index}.pattern={pattern!r} {problem}")
 
 

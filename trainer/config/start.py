@@ -1,4 +1,4 @@
-"""Where a run's weights come from, and which of them it trains."""
+"""Where a run's weights come from."""
 
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -7,19 +7,6 @@ from pydantic import Field, field_validator
 
 from trainer.config.model import ModelConfig
 from trainer.config.section import Section
-
-TrainedPart = Literal["all", "non_moe", "moe", "attention", "ffn"]
-"""Which parameters a run trains; the others stay as they started, to the last bit.
-
-- `all`: every parameter.
-- `moe`: those of the mixture-of-experts layers: router, routed and shared experts, gates and scales.
-- `non_moe`: all but those: embeddings, output projection, norms, attention and the dense layers' MLPs.
-- `attention`: those of the attention modules, their inner norms included; no norm of the residual stream.
-- `ffn`: the MLPs of the dense layers.
-
-Source: the five ways to fine-tune of Zoph et al. 2022 (ST-MoE), arXiv:2202.08906, section 4.2 and figure 5; they have
-neither shared experts nor gates.
-"""
 
 
 class ScratchStartConfig(Section):
@@ -149,15 +136,4 @@ def check_start(start: StartConfig, model: ModelConfig) -> None:
         raise ValueError(
             f"start.method.kind={start.method.kind} has no part of the dense MLP for model.moe.num_shared_experts="
             f"{model.moe.num_shared_experts}; use granular, or no shared experts"
-        )
-
-
-def check_trained(trained: TrainedPart, model: ModelConfig) -> None:
-    """Raises ValueError, naming the field, if the model has no such parameters."""
-    if trained == "moe" and model.moe is None:
-        raise ValueError("trained=moe leaves nothing to train: model.moe is null; choose another part")
-    if trained == "ffn" and "dense" not in model.layer_kinds():
-        raise ValueError(
-            "trained=ffn leaves nothing to train: every layer is a mixture of experts; raise "
-            "model.moe.num_dense_layers or model.moe.every, or choose another part"
         )

@@ -15,7 +15,8 @@ from trainer.config.patterns import check_patterns
 from trainer.config.precision import Float32Config, PrecisionConfig, QuantizedExpertsSection
 from trainer.config.schedules import CosineScheduleConfig, ScheduleConfig
 from trainer.config.section import Section
-from trainer.config.start import ScratchStartConfig, StartConfig, TrainedPart, check_start, check_trained
+from trainer.config.start import ScratchStartConfig, StartConfig, check_start
+from trainer.config.trained import TrainedPart, check_trained
 
 
 class LoopConfig(Section):
@@ -140,7 +141,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _patterns_match(self) -> "TrainConfig":
         if isinstance(self.optimizer, ByPatternConfig):
-            check_patterns(self.optimizer, self.model)
+            check_patterns(self.optimizer, self.model, self.trained)
         return self
 
     @property

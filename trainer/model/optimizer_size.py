@@ -9,19 +9,20 @@ from typing import Any
 
 from trainer.config.model import ModelConfig
 from trainer.config.optimizers import AdamWRule, ByPatternConfig, ByRoleConfig, OptimizerConfig, OptimizerRule
-from trainer.config.parameters import ParameterShape, model_parameters
+from trainer.config.parameters import ParameterShape
 from trainer.config.patterns import first_match
+from trainer.config.trained import TrainedPart, trained_parameters
 
 
-def optimizer_values(config: OptimizerConfig, model: ModelConfig) -> int:
-    """Returns the numbers in the optimizer's state, step counts left out.
+def optimizer_values(config: OptimizerConfig, model: ModelConfig, trained: TrainedPart = "all") -> int:
+    """Returns the numbers in the optimizer's state over the trained part of a model, step counts left out.
 
     Per M x N matrix, of a stack for each expert: AdamW 2*M*N, Lion and Muon M*N, Adafactor M + N, SOAP and Shampoo
     2*M*N + 2*M*M + 2*N*N, without the squares of a side longer than `max_dim`. Per element of a vector: Lion and
     Adafactor 1, all others 2, as AdamW. Muon, SOAP and Shampoo leave routers and embeddings to AdamW.
     """
     total = 0
-    for name, parameter in model_parameters(model).items():
+    for name, parameter in trained_parameters(model, trained).items():
         rule = _rule_of(config, name, parameter)
         total += _VALUES[rule.kind](rule, parameter)
     return total

@@ -4,6 +4,7 @@ Letters: D model dim, F hidden dim of an MLP, E experts, K experts per token, S 
 key-value heads, h head dim, V vocabulary, L sequence length.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from trainer.config.model import ModelConfig, MoEConfig
 from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.routers import LearnedRouterSection
 from trainer.config.train import TrainConfig
+from trainer.config.trained import trained_parameters
 from trainer.model.attention_size import (
     attention_activation_bytes,
     attention_parameters,
@@ -107,9 +109,10 @@ def flops_per_token(config: ModelConfig, *, seq_len: int) -> float:
 def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     """Returns what one worker needs, every worker holding the whole model.
 
-    - weights and gradients: 4 bytes per parameter each; in bf16 autocast 2 more per weight for the cast copies,
-      the embedding's excepted. A precision of the experts' matmuls keeps no copies: it casts their operands, whole
-      matrices of float32 numbers where it is emulated, for each matmul anew, and keeps what its `rest` keeps.
+    - weights and gradients: 4 bytes per parameter each, a gradient for the trained ones alone; in bf16 autocast 2 more
+      per weight for the cast copies, the embedding's excepted. A precision of the experts' matmuls keeps no copies: it
+      casts their operands, whole matrices of float32 numbers where it is emulated, for each matmul anew, and keeps what
+      its `rest` keeps.
     - optimizer: 4 bytes per value of `trainer.model.optimizer_size`.
     - activations: what the forward pass of one micro-batch keeps for the backward pass. In units per token and layer,
       a the bytes of a matmul operand (4, or 2 in bf16 autocast):
@@ -128,6 +131,7 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     """
     model = config.model
     num_parameters = model_size(model).total
+    num_trained = sum(math.prod(shape) for _, shape in trained_parameters(model, config.trained).values())
     num_tokens = config.loop.micro_batch_size * config.data.seq_len
     precision = config.precision
     operand = _OPERAND_BYTES[precision.rest if isinstance(precision, QuantizedExpertsSection) else precision.kind]
@@ -147,8 +151,8 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
     chunk_tokens = min(num_tokens, head_chunk_tokens(model.vocab_size, device_type="cuda"))
     parts = {
         "weights_gib": (4 * num_parameters + cast_copies) / _GIB,
-        "gradients_gib": 4 * num_parameters / _GIB,
-        "optimizer_gib": 4 * optimizer_values(config.optimizer, model) / _GIB,
+        "gradients_gib": 4 * num_trained / _GIB,
+        "optimizer_gib": 4 * optimizer_values(config.optimizer, model, config.trained) / _GIB,
         "activations_gib": activations / _GIB,
         "logits_gib": (2 * 4 * chunk_tokens + 4 * model.dim) * model.vocab_size / _GIB,
     }

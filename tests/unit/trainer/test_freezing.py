@@ -1,14 +1,20 @@
 """The five parts of a model that can be trained alone."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from tests.support.models import CPU, model_config, moe_fields
+from tests.support.component_configs import example_config
+from tests.support.models import CPU, model_config, moe_fields, random_tokens
 from tests.support.training import train_config
+from trainer.config.optimizers import OptimizerConfig
+from trainer.config.trained import TrainedPart
 from trainer.model.build import build_model
+from trainer.model.optimizer_size import optimizer_values
+from trainer.model.size import memory_estimate
 from trainer.model.transformer import Transformer
+from trainer.optimizers import OPTIMIZERS
 from trainer.optimizers.build import build_optimizer
 from trainer.start.freezing import freeze
 
@@ -28,7 +34,7 @@ def model_with_every_part() -> Transformer:
     )
 
 
-def trained_names(part: Any) -> set[str]:
+def trained_names(part: TrainedPart) -> set[str]:
     model = model_with_every_part()
     freeze(model, part)
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -65,13 +71,31 @@ def test_ffn_is_the_mlps_of_dense_layers() -> None:
     assert trained_names("ffn") == {f"blocks.0.feed_forward.{name}.weight" for name in ("gate", "up", "down")}
 
 
-def test_optimizer_has_the_trained_parameters_alone() -> None:
+@pytest.mark.parametrize("part", get_args(TrainedPart))
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizer_and_its_size_are_of_the_trained_parameters_alone(kind: str, part: TrainedPart) -> None:
     model = model_with_every_part()
-    freeze(model, "attention")
-    optimizer = build_optimizer(train_config().optimizer, model)
+    freeze(model, part)
+    config = example_config(OptimizerConfig, kind)
+    optimizer = build_optimizer(config, model)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in held}
-    assert names == trained_names("attention")
+    assert names == trained_names(part)
+    model(random_tokens(2, 8), random_tokens(2, 8, seed=1)).loss.backward()
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    assert sum(value.numel() for value in kept if value.dim()) == optimizer_values(config, model.config, part)
+
+
+@pytest.mark.parametrize("part", get_args(TrainedPart))
+def test_gradients_are_sized_for_the_trained_parameters(part: TrainedPart) -> None:
+    model = model_with_every_part()
+    freeze(model, part)
+    config = train_config(model=model.config.model_dump() | {"vocab_size": 1024}, trained=part)
+    expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if part in ("all", "non_moe"):
+        expected += 2 * (1024 - 64) * model.config.dim  # the embeddings of a vocabulary that the data can have
+    assert round(memory_estimate(config).gradients_gib * 2**30) == 4 * expected
 
 
 @pytest.mark.parametrize(
