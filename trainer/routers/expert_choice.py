@@ -94,7 +94,8 @@ class ExpertChoiceRouter(LookingAheadRouter):
     def _chosen(self, logits_TE: Tensor, *, num_groups: int) -> Choice:
         """Returns the choice by the highest scores.
 
-        By their logarithms, rather: these order tokens as the scores do, also where the scores have saturated.
+        By the logarithms of softmax scores and by the logits of sigmoid ones, rather: these order tokens as the scores
+        do, also where the scores are too near to 0, or sigmoids to 1, for float32 to tell them apart.
         """
         log_scores_TE = logits_TE.log_softmax(dim=-1) if self.scoring.score == "softmax" else logits_TE
         capacity = self.choice.capacity(len(logits_TE) // num_groups, num_experts=self.num_experts, top_k=self.top_k)

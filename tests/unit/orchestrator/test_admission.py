@@ -98,6 +98,27 @@ def test_valid_document_is_admitted_with_all_defaults_and_as_it_was_sent() -> No
             "num_groups=3 does not divide num_experts=4",
         ),
         ("/base/model/moe/router", {"kind": "hash"}, "invalid", "/base/model/moe/balancing", "leave balancing empty"),
+        (
+            "/base/model/moe/router",
+            {"kind": "expert_choice"},
+            "invalid",
+            "/base/model/moe/balancing/0/kind",
+            "every expert takes equally many tokens as it is",
+        ),
+        (
+            "/base/model/moe/router",
+            {"kind": "expert_choice", "capacity_factor": 2.5},
+            "invalid",
+            "/base/model/moe/router/capacity_factor",
+            "lower it to at most 2",
+        ),
+        (
+            "/base/model/moe/router",
+            {"kind": "expert_choice", "normalize": True},
+            "invalid",
+            "/base/model/moe/router/normalize",
+            "leave it out",
+        ),
         ("/base/optimizer", {"lrr": 1e-3}, "missing_field", "/base/optimizer/lr", "'lr' is missing"),
         (
             "/base/optimizer",

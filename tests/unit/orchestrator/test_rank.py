@@ -195,7 +195,6 @@ def test_router_that_sees_later_tokens_in_evaluation_too_is_a_caveat_of_its_own(
     assert blind not in "\n".join(compare(spec, trials[1:]).caveats)
     assert "over chunks of 4 tokens instead of chunks of 64 tokens" in "\n".join(compare(spec, trials[1:]).caveats)
     trained_on_few = dataclasses.replace(trials[1], summary=SUMMARY | {"lookahead": PROBE | {"trained_chunk_size": 4}})
-    assert "over chunks of 64 tokens instead of chunks of 4 tokens" in "\n".join(
-        compare(spec, [trained_on_few]).caveats
-    )
+    caveats = compare(spec, [trained_on_few]).caveats
+    assert any("over chunks of 64 tokens instead of chunks of 4 tokens" in caveat for caveat in caveats)
     assert seeing not in "\n".join(compare(spec, trials[:1]).caveats)
