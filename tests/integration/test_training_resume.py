@@ -96,10 +96,19 @@ def test_balancing_over_the_whole_step_is_resumed_exactly_too(tmp_path: Path):
     [
         {"capacity": {"factor": 1.0, "drop": "probability"}},
         {"capacity": {"factor": 0.75, "drop": "position"}, "num_null_experts": 2, "null_expert": "identity"},
+        {
+            "every": 2,
+            "num_shared_experts": 1,
+            "shared_gate": True,
+            "expert_bias": True,
+            "activation": "clamped_swiglu",
+            "output_scale": {"init": 2.0},
+            "router": {"kind": "top_k", "bias": True},
+        },
     ],
-    ids=["dropping", "dropping-and-null-experts"],
+    ids=["dropping", "dropping-and-null-experts", "biases-gate-and-scale"],
 )
-def test_dropping_and_null_experts_are_resumed_exactly_too(tmp_path: Path, moe: dict[str, Any]):
+def test_other_mixtures_are_resumed_exactly_too(tmp_path: Path, moe: dict[str, Any]):
     model = train_config().model.model_dump(mode="json")
     model["moe"] |= moe
     other = train_config(num_steps=6, model=model)
