@@ -158,14 +158,16 @@ def test_null_experts_and_drops_are_counted_over_the_workers(tmp_path: Path):
     together, statuses, _ = run_two(shared, tmp_path / "two" / "run")
     assert statuses == [0, 0]
     expected, found = alone.table("router"), together.table("router")
-    assert found["router/load"].to_pylist()[0] == expected["router/load"].to_pylist()[0]
-    # The second layer may see a token in another micro-batch drop what it does not drop here.
+    # A worker's half of the step is one of the two micro-batches of one worker, so capacity lets in the same pairs.
+    for name in ("router/load", "router/null_share", "router/drop_rate", "router/uncovered_rate"):
+        assert found[name].to_pylist() == expected[name].to_pylist()
     for name in ("router/null_share", "router/drop_rate", "router/uncovered_rate"):
-        assert 0 < found[name][0].as_py() < 1
-        assert found[name][0].as_py() == pytest.approx(expected[name][0].as_py(), rel=1e-6)
-    name = "blocks.0.feed_forward.selection_bias_E"
-    assert alone.weights()[name].shape == (4 + 2,)
-    np.testing.assert_array_equal(together.weights()[name].numpy(), alone.weights()[name].numpy())
+        assert all(0 < rate < 1 for rate in found[name].to_pylist())
+    names = [name for name in alone.weights() if name.endswith("selection_bias_E")]
+    assert len(names) == 2
+    for name in names:
+        assert alone.weights()[name].shape == (4 + 2,)
+        np.testing.assert_array_equal(together.weights()[name].numpy(), alone.weights()[name].numpy())
 
 
 def test_experts_that_choose_within_sequences_choose_alike_in_two_workers(tmp_path: Path):
