@@ -48,8 +48,8 @@ def export_command(
 ) -> None:
     """Write a trained model as a folder that transformers' AutoModelForCausalLM loads.
 
-    Exportable is what Llama, Mixtral, OLMoE, Qwen3-MoE or DeepSeek-V3 compute; anything else is refused with what
-    stands in the way.
+    Exportable is what one of the architectures of --architecture computes (docs/interop.md); anything else is refused
+    with what stands in the way.
     """
     del hf  # the only format; the option says so in the command
     # Here and not above: `params` and `data` answer without loading torch.
@@ -84,7 +84,10 @@ def export_command(
 @click.option("--out", required=True, type=FOLDER, help="New folder for the start checkpoint.")
 @JSON_OPTION
 def import_command(folder: Path, out: Path, as_json: bool) -> None:
-    """Read a Hugging Face folder into a start checkpoint: weights, model.json, and a train.yaml to edit."""
+    """Read a Hugging Face folder into a start checkpoint: weights, model.json, and a train.yaml to edit.
+
+    `evenload train` goes on from it, as train.yaml says; so can any config whose start.path is the folder.
+    """
     from trainer.interop.importing import TRAIN_FILE, import_hugging_face
     from trainer.model.size import model_size
 

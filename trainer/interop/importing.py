@@ -64,7 +64,7 @@ def import_hugging_face(folder: Path, out: Path) -> Imported:
     )
     save_start(out, start, state)
     if model.vocab_size >= min(TOKENIZER_VOCAB_SIZES.values()):
-        (out / TRAIN_FILE).write_text(_train_config(start), encoding="utf-8")
+        (out / TRAIN_FILE).write_text(_train_config(start, out), encoding="utf-8")
     return Imported(start, architecture.model_type, num_left_out)
 
 
@@ -155,10 +155,12 @@ def our_tokenizer(folder: Path) -> str | None:
     return next((name for name in TOKENIZER_VOCAB_SIZES if load_tokenizer(name).fingerprint == fingerprint), None)
 
 
-def _train_config(start: Start) -> str:
-    """Return a complete TrainConfig of the model as YAML, to be edited before training."""
+def _train_config(start: Start, folder: Path) -> str:
+    """Return, as YAML, a TrainConfig that goes on from the start checkpoint in `folder`, to be edited before use."""
     fitting = [name for name, size in TOKENIZER_VOCAB_SIZES.items() if size <= start.model.vocab_size]
+    source = {"kind": "checkpoint", "path": str(folder.absolute())}
     document = {
+        "start": source if start.tokenizer is not None else source | {"changed": ["data.tokenizer"]},
         "model": start.model.model_dump(mode="json"),
         "data": {
             "tokenizer": start.tokenizer or fitting[-1],
@@ -167,7 +169,7 @@ def _train_config(start: Start) -> str:
         "optimizer": {"kind": "adamw", "lr": 1e-4},
         "loop": {"budget_tokens": 1_000_000, "global_batch_size": 8, "micro_batch_size": 1},
     }
-    opening = f"# The model of a start checkpoint: {start.origin}. All sections but `model` are suggestions.\n"
+    opening = f"# The model of a start checkpoint: {start.origin}. `data`, `optimizer` and `loop` are suggestions.\n"
     if start.tokenizer is None:
         opening += "# Its tokens are not those of data.tokenizer: the embeddings mean other text until trained anew.\n"
     return opening + yaml.safe_dump(document, sort_keys=False)

@@ -119,13 +119,32 @@ def test_a_trained_run_goes_out_and_comes_in_by_the_commands(tmp_path: Path) -> 
 
     result = invoke("import", "--hf", tmp_path / "hf", "--out", tmp_path / "start")
     assert result.exit_code == 0, result.stderr
-    assert read_config(tmp_path / "start" / "train.yaml").data.tokenizer == "bpe-1024"
+    written = read_config(tmp_path / "start" / "train.yaml")
+    assert written.data.tokenizer == "bpe-1024"
+    assert written.start.model_dump()["path"] == str(tmp_path / "start")
     params = json.loads(invoke("params", tmp_path / "start" / "train.yaml", "--json").stdout)
     assert params["total"] == json.loads(invoke("params", tmp_path / "train.yaml", "--json").stdout)["total"]
     trained = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors")
     _, state = load_start(tmp_path / "start")
     assert state.keys() == trained.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
+
+
+def test_training_goes_on_from_an_import(tmp_path: Path) -> None:
+    model = tiny_model(model_config(vocab_size=1024, moe=moe_fields()))
+    save_start(tmp_path / "start", Start(model.config, None, None, "a test"), model.state_dict())
+    export_hugging_face(tmp_path / "start", tmp_path / "hf", max_position_embeddings=16)
+    import_hugging_face(tmp_path / "hf", tmp_path / "import")
+    document = yaml.safe_load((tmp_path / "import" / "train.yaml").read_text())
+    assert document["start"]["changed"] == ["data.tokenizer"]
+    document["data"] |= {"mixture": {"legal": 1}, "evaluation_tokens": 64}
+    document["loop"] |= {"budget_tokens": 128}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(document))
+    result = invoke("train", tmp_path / "train.yaml", "--out", tmp_path / "run", "--threads", 1)
+    assert result.exit_code == 0, result.stderr
+    _, state = load_start(tmp_path / "run")
+    moved = state["embedding.weight"] - model.embedding.weight
+    assert 0 < moved.abs().max() < 1e-3  # one step of a rate of 1e-4, from the weights that came in
 
 
 def test_the_commands_refuse_with_status_2_and_the_reason(tmp_path: Path) -> None:

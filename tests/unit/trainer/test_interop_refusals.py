@@ -9,6 +9,7 @@ import torch
 
 from tests.support.models import model_config, moe_fields, tiny_model
 from trainer.config.model import ModelConfig
+from trainer.config_file import find_config
 from trainer.interop import ARCHITECTURES
 from trainer.interop.architecture import architecture_of, computed_by
 from trainer.interop.errors import NotExportable, NotImportable
@@ -74,6 +75,46 @@ def test_refusal_names_what_stands_in_the_way(config: ModelConfig, obstacle: str
         architecture_of(config)
     assert obstacle in str(refused.value)
     assert all(f"  {name}: " in str(refused.value) for name in ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("preset", "model_type"),
+    [
+        ("cpu-tiny", "glm4_moe"),
+        ("gpt-oss-20b", "gpt_oss"),
+        ("gpu-medium", "glm4_moe"),
+        ("mixtral-8x7b", "mixtral"),
+        ("moonlight-16b-a3b", "deepseek_v3"),
+        ("nmoe-speedrun-dense", "llama"),
+        ("olmoe-1b-7b", "olmoe"),
+        ("qwen3-30b-a3b", "qwen3_moe"),
+    ],
+)
+def test_presets_are_written_as_what_they_are_of(preset: str, model_type: str) -> None:
+    assert architecture_of(find_config(preset).model).model_type == model_type
+
+
+def test_fields_of_a_preset_are_those_published() -> None:
+    fields = architecture_of(find_config("olmoe-1b-7b").model).fields_of(
+        find_config("olmoe-1b-7b").model, max_position_embeddings=4096
+    )
+    # config.json of the released OLMoE-1B-7B-0924.
+    published = {
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_hidden_layers": 16,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "clip_qkv": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 50_304,
+    }
+    assert {name: fields.document()[name] for name in published} == published
 
 
 def test_refusal_of_a_wanted_architecture_speaks_of_it_alone() -> None:
