@@ -275,14 +275,14 @@ class PatternGroup(Section):
 class ByPatternConfig(Section):
     """Several optimizers at once: each parameter follows the rule of the first pattern that its name matches.
 
-    Rates and decay as in `by_role`. A pattern that decides about no parameter of the model is refused.
+    Rates and decay as in `by_role`. A pattern that decides about no parameter that is trained is refused.
     """
 
     kind: Literal["by_pattern"] = "by_pattern"
     lr: LearningRate
     weight_decay: float = Field(default=0.1, ge=0, le=10)
     """Of rules that have none of their own; routers under such a rule are not decayed."""
-    groups: Annotated[tuple[PatternGroup, ...], Field(max_length=64)] = ()
+    groups: Annotated[tuple[PatternGroup, ...], Field(max_length=16)] = ()
     default: OptimizerRule = AdamWRule()
     """Of the parameters that match no pattern."""
 

@@ -33,22 +33,30 @@ def model_parameters(config: ModelConfig) -> dict[str, ParameterShape]:
     parameters = {"embedding.weight": table}
     if not config.tie_embeddings:
         parameters["head.weight"] = table
-    dense: Shapes = {"final_norm.gain": (config.dim,)}
-    layers = zip(config.layer_kinds(), config.layer_attentions(), strict=True)
-    for layer, (kind, attention) in enumerate(layers):
-        block = f"blocks.{layer}"
-        dense |= {f"{block}.{norm}.gain": (config.dim,) for norm in ("attention_norm", "feed_forward_norm")}
-        dense |= _under(f"{block}.attention", _ATTENTION[attention.kind](attention, config.dim))
-        if kind == "dense":
-            dense |= _under(f"{block}.feed_forward", _mlp(config.dim, config.hidden_dim))
-            continue
+    parameters["final_norm.gain"] = ParameterShape("dense", (config.dim,))
+    # Layers differ in little but their number: of many hundred there are two or three kinds.
+    blocks: dict[tuple[str, int], dict[str, ParameterShape]] = {}
+    for layer, (kind, attention) in enumerate(zip(config.layer_kinds(), config.layer_attentions(), strict=True)):
+        key = kind, id(attention)
+        if key not in blocks:
+            blocks[key] = _block(config, kind, _ATTENTION[attention.kind](attention, config.dim))
+        parameters.update((f"blocks.{layer}.{name}", parameter) for name, parameter in blocks[key].items())
+    return parameters
+
+
+def _block(config: ModelConfig, kind: str, attention: Shapes) -> dict[str, ParameterShape]:
+    """Returns the parameters of one layer by their names in it."""
+    dense: Shapes = {f"{norm}.gain": (config.dim,) for norm in ("attention_norm", "feed_forward_norm")}
+    dense |= _under("attention", attention)
+    by_role: dict[ParameterRole, Shapes] = {"dense": _mlp(config.dim, config.hidden_dim)}
+    if kind == "moe":
         assert config.moe is not None, "ModelConfig.layer_kinds names MoE layers only when there is a MoEConfig"
         by_role = _moe(config.moe, config.dim)
-        dense |= _under(f"{block}.feed_forward", by_role.pop("dense"))
-        for role, shapes in by_role.items():
-            named = _under(f"{block}.feed_forward", shapes)
-            parameters |= {name: ParameterShape(role, shape) for name, shape in named.items()}
-    return parameters | {name: ParameterShape("dense", shape) for name, shape in dense.items()}
+    parameters = {name: ParameterShape("dense", shape) for name, shape in dense.items()}
+    for role, shapes in by_role.items():
+        named = _under("feed_forward", shapes)
+        parameters |= {name: ParameterShape(role, shape) for name, shape in named.items()}
+    return parameters
 
 
 def _under(prefix: str, shapes: Shapes) -> Shapes:

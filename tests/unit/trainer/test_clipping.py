@@ -12,10 +12,15 @@ from torch import nn
 
 from tests.support.models import CPU, dense_and_moe_configs, random_rows, tiny_model
 from tests.support.training import STEP_TOKENS, run_training, train_config
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.clipping.adagc import AdaGC
 from trainer.clipping.build import build_clipper
 from trainer.clipping.zclip import ZClip
 from trainer.config.clipping import AdaGCConfig, GlobalNormConfig, NoClippingConfig, ZClipConfig
+from trainer.errors import CheckpointInvalid
+from trainer.model.build import build_model
+from trainer.optimizers.build import build_optimizer
+from trainer.update import Update
 
 NORMS = [1.0, 1.2, 0.9, 1.1, 1.3, 1.0, 9.0, 1.1, 1.4, 30.0, 2.0, 1.2]
 """Two spikes after a warm-up of 5."""
@@ -162,6 +167,20 @@ def test_clipping_by_either_name_gives_the_same_weights(tmp_path: Path) -> None:
     ]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+
+
+def test_checkpoint_of_another_clippings_state_is_refused(tmp_path: Path) -> None:
+    config = train_config()
+    model = build_model(config.model, seed=0, device=CPU)
+    optimizer = build_optimizer(config.optimizer, model)
+    written, other = (
+        Update(train_config(loop={"clipping": {"kind": kind}}).loop, model=model, optimizer=optimizer, device=CPU)
+        for kind in ("zclip", "adagc")
+    )
+    run = {"config": config, "data_fingerprint": "data", "model": model, "optimizer": optimizer}
+    path, _ = save_checkpoint(tmp_path, step=1, world_size=1, update=written, state={}, **run)
+    with pytest.raises(CheckpointInvalid, match=r"missing tensors \['update.clipper.mean_norm_P'"):
+        load_checkpoint(path, update=other, **run)
 
 
 @pytest.mark.parametrize("kind", ["zclip", "adagc"])

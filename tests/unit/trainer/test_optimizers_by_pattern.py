@@ -93,15 +93,24 @@ def test_names_are_those_of_the_bare_model_also_when_it_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["*.expert.*"], r"optimizer.groups.0.pattern='\*.expert.\*' matches no parameter; there are .*"),
+        (
+            ["*.expert.*"],
+            r"optimizer.groups.0.pattern='\*.expert.\*' matches no parameter that is trained; there are .*",
+        ),
         (["*", "*.experts.*"], r"groups.1.pattern='\*.experts.\*' matches only what earlier patterns take, .* by '\*'"),
-        (["*.router.*", "blocks.7.*"], r"groups.1.pattern='blocks.7.\*' matches no parameter"),
+        (["*.router.*", "blocks.7.*"], r"groups.1.pattern='blocks.7.\*' matches no parameter that is trained"),
     ],
 )
 def test_pattern_that_decides_nothing_is_refused_before_anything_runs(patterns: list[str], message: str) -> None:
     optimizer = {"kind": "by_pattern", "lr": 0.01, "groups": [{"pattern": pattern} for pattern in patterns]}
     with pytest.raises(ValidationError, match=message):
         train_config(optimizer=optimizer)
+
+
+def test_pattern_of_frozen_parameters_is_refused() -> None:
+    optimizer = {"kind": "by_pattern", "lr": 0.01, "groups": [{"pattern": "*.attention.*"}]}
+    with pytest.raises(ValidationError, match="matches no parameter that is trained"):
+        train_config(optimizer=optimizer, trained="moe")
 
 
 def test_refusal_lists_the_parameters_once_for_all_layers() -> None:
