@@ -50,6 +50,8 @@ def route(
     likewise, so a router cannot lower the load-balancing loss by pushing all its scores under an epsilon. No host
     synchronisation except in the reference.
 
+    An output may as well stand for a null expert: `kernels.admit` then takes its pairs out.
+
     Args:
         logits_TE: finite logits in float32, bfloat16 or float16; float64 goes to the reference and stays float64.
         top_k: experts per token, 1 to E.

@@ -1,7 +1,7 @@
 """The mixture-of-experts feed-forward layer.
 
 Letters: B sequences, L positions, T tokens (B*L), D model dim, F expert hidden dim, E experts, K experts per token,
-N routed pairs (T*K).
+N routed pairs (T*K where tokens choose).
 """
 
 from typing import ClassVar

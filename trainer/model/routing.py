@@ -14,15 +14,15 @@ class LayerRouting(NamedTuple):
     """The routing of one micro-batch in one layer.
 
     layer: index in the whole model, dense layers counted.
-    counts_E: int64, routed pairs per expert; sums to T*K.
-    prob_sum_E: float32, differentiable: sum over tokens of the router's distribution.
+    counts_E: int64, pairs each expert computes; what was asked of it is `stats.counts_E`.
+    prob_sum_E: float32, differentiable: sum over tokens of the router's distribution; null experts after the E others.
     z_sum: float32 scalar, differentiable: sum over tokens of logsumexp(logits)**2.
     num_tokens: T.
     num_sequences: sequences of equal length the tokens come from, one after the other.
     stats: detached sums from which the router metrics are made.
     expert_ids_N: int64, the expert of each pair, by token, and for a token best first where it chose K.
     token_ids_N: int64, the token of each pair; None where every token has K.
-    logits_TE: the router's logits, differentiable.
+    logits_TE: the router's logits, differentiable; null experts after the E others.
     score: how a logit became a score; with the logits it gives each token's distribution (`kernels.distribution`).
     auxiliary_loss: float32 scalar, differentiable: what the router adds to the training loss; None of most.
     """
