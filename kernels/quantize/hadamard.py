@@ -20,7 +20,7 @@ def rotate_rows(x_ND: Tensor) -> Tensor:
     The product x^T g of two matrices so rotated is that of the matrices themselves, but for rounding.
     """
     rows = x_ND.unflatten(0, (-1, SIZE))
-    return torch.einsum("ij,njd->nid", _rotation(x_ND.device), rows).flatten(0, 1)
+    return torch.matmul(_rotation(x_ND.device), rows).flatten(0, 1)
 
 
 @functools.cache

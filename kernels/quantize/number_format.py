@@ -54,4 +54,5 @@ def round_to(x: Tensor, number_format: NumberFormat, *, stochastic: bool = False
         return steps.round_().mul_(step)
     lower = steps.floor()
     # Compared, not added: a sum with the draw could round up to a number that x is not next to.
-    return lower.add_(torch.rand_like(steps) < steps.sub_(lower)).mul_(step)
+    goes_up = torch.rand_like(steps).lt_(steps.sub_(lower))  # 1 or 0
+    return lower.add_(goes_up).mul_(step)
