@@ -23,7 +23,7 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def __init__(self, config: RouterConfig, *, dim: int, num_experts: int, top_k: int) -> None:
-        """Builds the router of one layer; of `num_experts` outputs the last may be null experts, chosen like the rest."""
+        """Builds the router of one layer; the last of its `num_experts` outputs may be null experts, chosen alike."""
         super().__init__()
 
     @abstractmethod
