@@ -17,6 +17,7 @@ from trainer.config.optimizers import OptimizerConfig
 from trainer.config.precision import PrecisionConfig
 from trainer.config.routers import RouterConfig
 from trainer.config.schedules import ScheduleConfig
+from trainer.config.start import StartConfig
 from trainer.metrics.catalog import METRICS
 
 FAMILIES: tuple[tuple[str, str, Any], ...] = (
@@ -26,6 +27,7 @@ FAMILIES: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "base.optimizer", OptimizerConfig),
     ("schedule", "base.schedule", ScheduleConfig),
     ("precision", "base.precision", PrecisionConfig),
+    ("start", "base.start", StartConfig),
     ("sampler", "sampler", SamplerConfig),
     ("scheduler", "scheduler", SchedulerConfig),
 )

@@ -103,6 +103,7 @@ class TrainStep:
         micro_batches = list(self._micro_batches(step))
         self._balancing.begin([partial(self._route, micro_batch) for micro_batch in micro_batches])
         for number, micro_batch in enumerate(micro_batches, start=1):
+            self._balancing.begin_micro_batch(number - 1)
             with self._gradient_sync(last=number == len(micro_batches)):
                 self._backward(micro_batch, share=1.0 / len(micro_batches), buffer=buffer)
         if (casts_MOC := self._precision.take_cast_counts()) is not None:

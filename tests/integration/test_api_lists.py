@@ -16,6 +16,7 @@ from tests.support.specs import experiment_document, experiment_spec
 from trainer.attention import ATTENTIONS
 from trainer.balancing import BALANCERS
 from trainer.routers import ROUTERS
+from trainer.start import STARTS
 
 PROGRESS = {
     "step": 3, "num_steps": 10, "tokens": 300, "budget_tokens": 1000, "loss": 2.5, "tokens_per_s": 100.0,
@@ -188,6 +189,7 @@ def test_the_catalogue_names_what_a_spec_can_name(lab: Installation) -> None:
     assert set(kinds["balancing"]) == set(BALANCERS)
     assert set(kinds["attention"]) == set(ATTENTIONS)
     assert set(kinds["router"]) == set(ROUTERS)
+    assert set(kinds["start"]) == set(STARTS)
     assert kinds["sampler"] == ["random", "grid", "tpe"]
     schema = lab.client().get("/v1/schema/experiment-spec.json").json()
     assert schema["properties"].keys() >= {"name", "base", "space"}

@@ -19,7 +19,9 @@ RoutingPass = Callable[[], Sequence[LayerRouting]]
 
 
 class StepBalancing:
-    """Runs the methods of one model: `begin`, `loss` for each micro-batch, `end`. Never waits for the device.
+    """Runs the methods of one model: `begin`, then `begin_micro_batch` and `loss` for each micro-batch, and `end`.
+
+    Never waits for the device.
 
     Args:
         balancers: the methods.
@@ -34,21 +36,34 @@ class StepBalancing:
         self._needs_step_demand = any(balancer.needs_step_demand for balancer in balancers)
         self._step_demand_LE: Tensor | None = None
         self._observed: list[Tensor | None] = []
+        self._seeds: list[int] = []
 
     def begin(self, routing_passes: Sequence[RoutingPass]) -> None:
         """Start a step of these micro-batches.
 
         A loss over the whole step needs the demand of all micro-batches before the first backward pass. Where there
         are several they are routed ahead, without gradients: one more forward pass, and the only exact way that does
-        not keep the activations of all of them. Random numbers are drawn as the passes with gradients will draw them.
+        not keep the activations of all of them.
         """
         self._observed = [None] * len(self._balancers)
-        self._step_demand_LE = None
+        self._step_demand_LE, self._seeds = None, []
         if not self._needs_step_demand or len(routing_passes) == 1:
             return
+        self._seeds = torch.randint(2**63 - 1, (len(routing_passes),)).tolist()
+        demands: list[Tensor] = []
         with torch.no_grad(), undisturbed_random_state(self._world.device):
-            demands = [demand(routing_pass()) for routing_pass in routing_passes]
+            for number, routing_pass in enumerate(routing_passes):
+                self.begin_micro_batch(number)
+                demands.append(demand(routing_pass()))
         self._step_demand_LE = self._world.all_reduce_sum(torch.stack(demands).sum(dim=0))
+
+    def begin_micro_batch(self, number: int) -> None:
+        """Let this micro-batch, counted from 0, draw the random numbers it drew when it was routed ahead, if it was.
+
+        A seed each, since a backward pass may draw as well (stochastic rounding), and so move what comes after it.
+        """
+        if self._seeds:
+            torch.manual_seed(self._seeds[number])
 
     def loss(self, routings: Sequence[LayerRouting]) -> Tensor | None:
         """Return the loss of a micro-batch that comes on top of the model's, a float32 scalar; None without one.
