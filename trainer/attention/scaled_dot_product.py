@@ -12,6 +12,9 @@ from torch import Tensor
 
 from trainer.attention.documents import Documents
 
+_MASKED_QUERIES = 256
+"""Queries that meet their keys at once under a mask."""
+
 
 def causal_attention(
     query_BLHd: Tensor,
@@ -31,8 +34,7 @@ def causal_attention(
     A sink is the logit of one more key, whose value is zero: it takes weight from the others, so that a head can
     attend to nothing. Source: OpenAI 2025 (gpt-oss), arXiv:2508.10925.
 
-    With `documents` a position sees none of another document: the scores then get a mask that is added to them, and
-    without a window all L * L are computed.
+    With `documents` a position sees none of another document: the scores then get a mask that is added to them.
     """
     scale = query_BLHd.shape[-1] ** -0.5
     if sinks_H is not None:
@@ -74,26 +76,57 @@ def causal_attention(
 def _first_block(
     query_BLHd: Tensor, key_BLGd: Tensor, value_BLGd: Tensor, *, scale: float, with_sink: bool, mask: Tensor | None
 ) -> Tensor:
-    """Returns causal attention over all positions, or over those that the mask leaves.
+    """Returns causal attention over all positions, or over those of them that the mask leaves.
 
     The sink is a key at position -1, whose own query is dropped; with a mask it needs none.
     """
     if with_sink:
         key_BLGd, value_BLGd = _with_sink(key_BLGd, value_BLGd)
-        if mask is None:
-            query_BLHd = F.pad(query_BLHd, (0, 0, 0, 0, 1, 0))
+    if mask is not None:
+        return _masked(query_BLHd, key_BLGd, value_BLGd, scale=scale, mask=mask)
+    if with_sink:
+        query_BLHd = F.pad(query_BLHd, (0, 0, 0, 0, 1, 0))
     # enable_gqa lets the kernel read each key-value head for several query heads; on a CPU it is as fast as one
     # key-value head per query head, and 12 % faster than repeating them (B=16, L=128, H=4, G=2, d=32).
     out_BHLd = F.scaled_dot_product_attention(
         query_BLHd.transpose(1, 2),
         key_BLGd.transpose(1, 2),
         value_BLGd.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=True,
         scale=scale,
         enable_gqa=query_BLHd.shape[2] != key_BLGd.shape[2],
     )
-    return out_BHLd.transpose(1, 2)[:, 1:] if with_sink and mask is None else out_BHLd.transpose(1, 2)
+    return out_BHLd.transpose(1, 2)[:, 1:] if with_sink else out_BHLd.transpose(1, 2)
+
+
+def _masked(query_BLHd: Tensor, key_BJGd: Tensor, value_BJGd: Tensor, *, scale: float, mask: Tensor) -> Tensor:
+    """Returns attention under a causal mask, additive (B, 1, L, J); keys before the first position come first.
+
+    A kernel with a mask computes the hidden half too. On a CPU some queries at a time, with the keys up to the last of
+    them, leave most of it out: forward and backward 29 ms instead of 41, causal alone 27 (B=2, L=1024, 4 heads of 32).
+    """
+    if query_BLHd.is_cuda and query_BLHd.shape[2] != key_BJGd.shape[2]:
+        # Of the fused kernels there only the one without groups takes a mask.
+        heads_per_group = query_BLHd.shape[2] // key_BJGd.shape[2]
+        key_BJGd, value_BJGd = (x.repeat_interleave(heads_per_group, dim=2) for x in (key_BJGd, value_BJGd))
+    seq_len, num_before = query_BLHd.shape[1], key_BJGd.shape[1] - query_BLHd.shape[1]
+    size = seq_len if query_BLHd.is_cuda else _MASKED_QUERIES
+    outputs = []
+    for first in range(0, seq_len, size):
+        end = min(first + size, seq_len)
+        visible = num_before + end
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query_BLHd[:, first:end].transpose(1, 2),
+                key_BJGd[:, :visible].transpose(1, 2),
+                value_BJGd[:, :visible].transpose(1, 2),
+                attn_mask=mask[:, :, first:end, :visible],
+                scale=scale,
+                enable_gqa=query_BLHd.shape[2] != key_BJGd.shape[2],
+            )
+        )
+    out_BHLd = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return out_BHLd.transpose(1, 2)
 
 
 def _later_blocks(

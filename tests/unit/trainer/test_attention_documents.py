@@ -45,6 +45,19 @@ def test_masked_attention_equals_attention_of_each_document(lengths: list[int], 
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("with_sink", [False, True])
+@pytest.mark.parametrize("lengths", [[600], [255, 2, 343], [256, 344], [1] * 257], ids=["one", "over", "at", "many"])
+def test_queries_taken_some_at_a_time_see_what_they_see_at_once(lengths: list[int], with_sink: bool):
+    query, key, value = (random_rows(1, sum(lengths), heads, 4, seed=heads, dtype=FLOAT) for heads in (2, 1, 1))
+    sinks_H = random_rows(2, seed=9, dtype=FLOAT) if with_sink else None
+    packed = causal_attention(query, key, value, sinks_H=sinks_H, documents=documents_of(lengths))
+    alone = [
+        causal_attention(*rows, sinks_H=sinks_H)
+        for rows in zip(*(x.split(lengths, dim=1) for x in (query, key, value)), strict=True)
+    ]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=0, atol=1e-12)
+
+
 @given(lengths=lengths_of_documents, stride=st.integers(1, 4), strides=st.integers(1, 4))
 def test_every_whole_block_of_every_document_has_a_slot_of_its_own(lengths: list[int], stride: int, strides: int):
     size = stride * strides
