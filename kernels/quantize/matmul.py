@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.quantize.cast import COUNT_NAMES, Cast, Quantized, quantize
 from kernels.quantize.device import ScaledGroupedMM
@@ -112,7 +113,10 @@ class _Matmul(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # autograd gives the wrapper ctx by position
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         offsets_E, x_ND, *weights = ctx.saved_tensors
         recipe, multiply = ctx.recipe, ctx.multiply
         cast = _Casts(recipe, ctx.counts_OC)

@@ -172,6 +172,12 @@ def test_router_metrics_are_layer_by_grid(lab: Lab) -> None:
     assert (entropy <= np.log(NUM_EXPERTS) + 1e-6).all()
 
 
+def test_metric_that_only_other_precisions_record_is_left_out(lab: Lab) -> None:
+    keys = ["router/max_violation", "quantization/weight_zero_fraction"]
+    grid = lab.get(f"trials/{lab.moe['id']}/router", keys=keys, points=6)
+    assert [metric["key"] for metric in grid["metrics"]] == keys[:1]
+
+
 def test_a_dense_model_has_no_router(lab: Lab) -> None:
     grid = lab.get(f"trials/{lab.dense['id']}/router")
     assert (grid["layers"], grid["metrics"], grid["num_layers"]) == ([], [], 3)
