@@ -53,6 +53,7 @@ gpu: .venv/installed-dev
 generated: .venv/installed-dev
 	$(BIN)/python -m api.openapi --check
 	$(BIN)/python -m trainer.metrics.page --check
+	$(BIN)/python -m trainer.components_page --check
 
 # Rebuilds the dashboard into api/webui and its types from docs/openapi.json; needs Node 20. That the committed build is
 # fresh is checked by tests/e2e/test_dashboard_fresh.py.
