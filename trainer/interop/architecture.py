@@ -24,12 +24,10 @@ from trainer.interop.weights import per_expert
 TRAINING_ONLY = ("init", "init_std", "moe.balancing", "moe.capacity", "moe.router.input_jitter")
 """Fields of a model that say how it is trained, not what it computes."""
 
-
-F = TypeVar("F", bound=HuggingFaceFields)
-
-
 CONSEQUENCES = ("model.hidden_dim", "model.activation", "model.attention.qk_norm_over")
 """Fields that mean something only by others, whose difference is told anyway."""
+
+F = TypeVar("F", bound=HuggingFaceFields)
 
 
 class Architecture(ABC, Generic[F]):
