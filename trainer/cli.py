@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 from rich.console import Console
@@ -21,9 +20,10 @@ from trainer.config import TrainConfig
 from trainer.config.run import LookaheadProbe, RunReport, RunRequest, RunSummary
 from trainer.config_file import ConfigRejected, find_config
 from trainer.interop.commands import export_command, import_command
-from trainer.model.size import flops_per_token, memory_estimate, model_size
+from trainer.model.size import model_size
 from trainer.presets import preset_names
 from trainer.reporter import STOP_FILE
+from trainer.size_tables import presets_view, size_figures, size_table
 from trainer.telemetry.progress import Progress
 
 CONFIG_ARGUMENT = click.argument("config_name", metavar="CONFIG")
@@ -117,21 +117,11 @@ def params(config_name: str | None, as_json: bool) -> None:
     CONFIG is a train config, an experiment spec or a preset's name; without one, all presets are listed.
     """
     if config_name is None:
-        presets = {name: _size_figures(_config(name)) for name in preset_names()}
-        click.echo(json.dumps(presets)) if as_json else _print_presets(presets)
+        presets = {name: size_figures(_config(name)) for name in preset_names()}
+        click.echo(json.dumps(presets)) if as_json else Console().print(presets_view(presets))
         return
-    figures = _size_figures(_config(config_name))
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    table = Table("figure", "value", title=config_name)
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            for part, gib in value.items():
-                table.add_row(f"memory, {part}", f"{gib:.3f} GiB")
-        else:
-            table.add_row(name.replace("_", " "), f"{value:,.0f}")
-    Console().print(table)
+    figures = size_figures(_config(config_name))
+    click.echo(json.dumps(figures)) if as_json else Console().print(size_table(config_name, figures))
 
 
 @main.command()
@@ -176,41 +166,6 @@ def _config(name: str) -> TrainConfig:
         return find_config(name)
     except ConfigRejected as error:
         raise Rejected(str(error)) from error
-
-
-def _size_figures(config: TrainConfig) -> dict[str, Any]:
-    return {
-        **asdict(model_size(config.model)),
-        "flops_per_token": flops_per_token(config.model, seq_len=config.data.seq_len),
-        "memory_gib": {name.removesuffix("_gib"): value for name, value in asdict(memory_estimate(config)).items()},
-    }
-
-
-def _print_presets(presets: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="presets")
-    table.add_column("preset", no_wrap=True)
-    for name in ("total", "active", "-in emb", "-emb", "GFLOPs", "GiB"):
-        table.add_column(name, justify="right")
-    for name, figures in presets.items():
-        gib = figures["memory_gib"]["total"]
-        counts = ("total", "active", "active_minus_input_embedding", "non_embedding_active")
-        table.add_row(
-            name,
-            *(_short_count(figures[count]) for count in counts),
-            f"{figures['flops_per_token'] / 1e9:,.3g}",
-            f"{gib:,.0f}" if gib >= 10 else f"{gib:.1f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        "Parameters: all, and active ones with both embeddings, without the input's, without both; training FLOPs per "
-        "token; memory of one worker. Exact: evenload params PRESET",
-        soft_wrap=True,
-    )
-
-
-def _short_count(number: int) -> str:
-    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
 
 
 def _opening(config: TrainConfig, checkpoint: Path | None) -> str:
