@@ -17,10 +17,10 @@ class AdaGC(Clipper):
     In the first `warmup_steps` steps the whole gradient is clipped to `max_norm`, and the mean of a tensor is the least
     norm it had.
 
-    Source: Wang et al. 2025, arXiv:2502.11034, algorithm 1. Ours: each expert of a stack is a tensor of its own, as in
-    models that keep experts apart; and a gradient of zeros, which is that of an expert no token chose, says nothing of
-    the expert's norms: it leaves the mean alone, which would else be 0 for ever once the warm-up took it for the least.
-    A tensor without any history is not clipped and starts one.
+    Source: Wang et al. 2025, arXiv:2502.11034, as in `pytorch_optimizer.AdaGC`. Ours: each expert of a stack is a
+    tensor of its own, as in models that keep experts apart; and a gradient of zeros, which is that of an expert no
+    token chose, says nothing of the expert's norms: it leaves the mean alone, which would else be 0 for ever once the
+    warm-up took it for the least. A tensor without any history is not clipped and starts one.
     """
 
     num_steps: Tensor

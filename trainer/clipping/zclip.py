@@ -16,8 +16,8 @@ class ZClip(Clipper):
     `warmup_steps` norms; after them each step's norm, clipped if it was, moves first the mean and then, by its distance
     from the new mean, the variance.
 
-    Source: Kumar et al. 2025, arXiv:2504.02507, section 3 and algorithm 1, and the authors' implementation, whose
-    default option this is. A fixed bound besides (`max_norm`) is theirs too, and does not enter the statistics.
+    Source: Kumar et al. 2025, arXiv:2504.02507, in the authors' implementation, whose default option this is. A fixed
+    bound besides (`max_norm`) is theirs too, and does not enter the statistics.
     """
 
     num_norms: Tensor

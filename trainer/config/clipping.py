@@ -25,7 +25,7 @@ class GlobalNormConfig(Section):
 class ZClipConfig(Section):
     """ZClip: the whole gradient scaled down where its norm lies far above the running mean of the norms before it.
 
-    Source: Kumar et al. 2025, arXiv:2504.02507, algorithm 1 with the reciprocal form; the defaults are the paper's.
+    Source: Kumar et al. 2025, arXiv:2504.02507, in its reciprocal form; the defaults are those of the authors' code.
     """
 
     kind: Literal["zclip"] = "zclip"
@@ -42,7 +42,7 @@ class ZClipConfig(Section):
 class AdaGCConfig(Section):
     """AdaGC: each tensor's gradient, of a stack each expert's, clipped to a running mean of its own clipped norms.
 
-    Source: Wang et al. 2025, arXiv:2502.11034, algorithm 1; the defaults are the paper's.
+    Source: Wang et al. 2025, arXiv:2502.11034; the defaults are those of `pytorch_optimizer.AdaGC`.
     """
 
     kind: Literal["adagc"] = "adagc"

@@ -28,8 +28,8 @@ class Shampoo(OptimizerBuilder):
     Each expert is a matrix of its own. What AdamW updates is what it updates beside Muon. The update of a matrix has
     the length AdamW's would have, so that learning rate and decay carry over.
 
-    Sources: Gupta et al. 2018, arXiv:1802.09568, algorithm 1; averages, their bias and the length: Shi et al. 2023
-    (Distributed Shampoo), arXiv:2309.06497, algorithm 2 and section 3.
+    Sources: Gupta et al. 2018, arXiv:1802.09568, algorithm 1; averages, their bias and the length (grafting): Shi et
+    al. 2023 (Distributed Shampoo), arXiv:2309.06497.
     """
 
     def __init__(self, config: ShampooConfig) -> None:
