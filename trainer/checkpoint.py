@@ -2,8 +2,8 @@
 
     step-NNNNNNNN/
         model.safetensors       parameters and persistent buffers; tied weights once
-        optimizer.safetensors   `<parameter name>/<key>` for every tensor of the optimizer's state, and `update.<buffer>`
-                            for those of clipping and of skipped steps
+        optimizer.safetensors   `<parameter name>/<key>` for every tensor of the optimizer's state,
+                                `update.<buffer>` for what clipping and the skipping of steps have learned
         state.json              what else a run needs to go on exactly (see `trainer.training`), and the config
         manifest.json           sha256 and size of each of the above, fingerprints, its own sha256
 
