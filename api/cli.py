@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -319,7 +319,7 @@ def token(new: bool) -> None:
 # Without any service
 
 
-def _passed_on(command: str, text: str, *, finds_run: bool = False) -> None:
+def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argument"] | None = None) -> None:
     @cli.command(
         command,
         help=text,
@@ -330,12 +330,17 @@ def _passed_on(command: str, text: str, *, finds_run: bool = False) -> None:
     def run(arguments: tuple[str, ...]) -> None:
         from api.supervisor import child_environment
 
-        if finds_run:
-            from api.trained import trained_folder, with_run_found
+        if finds_run is not None:
+            from api.trained import trained_folder, with_first_run_found, with_run_found
             from orchestrator import home
 
+            def found(name: str) -> Path:
+                return trained_folder(name, root=home.home(), client=_client)
+
             arguments = tuple(
-                with_run_found(arguments, lambda name: trained_folder(name, root=home.home(), client=_client))
+                with_run_found(arguments, found)
+                if finds_run == "option"
+                else with_first_run_found(arguments, found, flags=("--json", "--help"))
             )
         # -P: a folder called `trainer` where the user happens to be is not ours.
         os.execve(sys.executable, [sys.executable, "-P", "-m", "trainer", command, *arguments], child_environment())
@@ -349,9 +354,15 @@ _passed_on("data", "The embedded corpora; --build-cache cuts them into token sha
 _passed_on(
     "export",
     "A trained model as a Hugging Face folder: --hf --run RUN --out DIR; RUN is a folder, or the id of a run or trial.",
-    finds_run=True,
+    finds_run="option",
 )
 _passed_on("import", "A Hugging Face folder as a start checkpoint: --hf DIR --out DIR.")
+_passed_on(
+    "replay",
+    "Execute a recorded run again and compare bit for bit: RUN [--from STEP] [--to STEP] --json; RUN is a folder, or "
+    "the id of a run or trial.",
+    finds_run="argument",
+)
 
 
 if __name__ == "__main__":

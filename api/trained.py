@@ -62,3 +62,22 @@ def with_run_found(arguments: Sequence[str], found: Callable[[str], Path]) -> li
             given[index] = f"--run={found(argument.removeprefix('--run='))}"
             break
     return given
+
+
+def with_first_run_found(arguments: Sequence[str], found: Callable[[str], Path], *, flags: Sequence[str]) -> list[str]:
+    """Returns the arguments with the first that is no option replaced by the folder that `found` gives for it.
+
+    Args:
+        flags: the options that take no value; any other `--option` is followed by one.
+    """
+    given = list(arguments)
+    is_value = False
+    for index, argument in enumerate(given):
+        if is_value:
+            is_value = False
+        elif argument.startswith("-"):
+            is_value = argument not in flags and "=" not in argument
+        else:
+            given[index] = str(found(argument))
+            break
+    return given

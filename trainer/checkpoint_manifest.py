@@ -86,10 +86,7 @@ def verify_checkpoint(path: Path) -> Manifest:
 
 def newest_valid_checkpoint(run_folder: Path) -> Path | None:
     """Return the checkpoint with the highest step that passes `verify_checkpoint`; warn about those that do not."""
-    candidates = [
-        path for path in (run_folder / CHECKPOINTS_FOLDER).glob("step-*") if _STEP_FOLDER.fullmatch(path.name)
-    ]
-    for path in sorted(candidates, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+    for path in checkpoints_of(run_folder):
         try:
             verify_checkpoint(path)
         except CheckpointInvalid as error:
@@ -97,6 +94,14 @@ def newest_valid_checkpoint(run_folder: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def checkpoints_of(run_folder: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, sound or not, the highest step first."""
+    candidates = [
+        path for path in (run_folder / CHECKPOINTS_FOLDER).glob("step-*") if _STEP_FOLDER.fullmatch(path.name)
+    ]
+    return sorted(candidates, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def read_manifest(folder: Path) -> Manifest:

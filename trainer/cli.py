@@ -22,6 +22,7 @@ from trainer.config_file import ConfigRejected, find_config
 from trainer.interop.commands import export_command, import_command
 from trainer.model.size import model_size
 from trainer.presets import preset_names
+from trainer.replay_command import replay_command
 from trainer.reporter import STOP_FILE
 from trainer.size_tables import presets_view, size_figures, size_table
 from trainer.telemetry.progress import Progress
@@ -44,6 +45,7 @@ def main() -> None:
 
 main.add_command(export_command)
 main.add_command(import_command)
+main.add_command(replay_command)
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """environment.json and config.json: what a run ran, on what, so that a figure can be traced back."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -17,15 +18,27 @@ from trainer.world import World
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+PATCH_FILE = "code.patch"
+"""How the code differed from its commit, where it did: `git apply` on the commit gives what ran."""
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class GitState(NamedTuple):
-    """The commit of the running code; None outside of a checkout."""
+    """The commit of the running code and how its tracked files differ from it; None outside of a checkout."""
 
     commit: str | None
-    dirty: bool | None
+    patch: bytes | None
+
+    @property
+    def dirty(self) -> bool | None:
+        """Whether tracked files differ from the commit."""
+        return None if self.patch is None else bool(self.patch)
+
+    @property
+    def patch_sha256(self) -> str | None:
+        """sha256 of the patch; None where there is none."""
+        return hashlib.sha256(self.patch).hexdigest() if self.patch else None
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
@@ -38,11 +51,16 @@ def write_environment(
     folder: Path, *, world: World, data_fingerprint: str, precision: str, start: StartReport | None
 ) -> None:
     """Write what the run runs on; `precision` says in what it computes there (`Precision.description`), `start` which
-    weights it began with."""
+    weights it began with. Where the code differs from its commit, the difference is written beside it."""
     git = git_state()
+    if git.patch:
+        write_durably(folder / PATCH_FILE, git.patch)
+    else:
+        (folder / PATCH_FILE).unlink(missing_ok=True)
     document = {
         "git_commit": git.commit,
         "git_dirty": git.dirty,
+        "git_diff_sha256": git.patch_sha256,
         "evenload_version": package_version("evenload"),
         "python_version": platform.python_version(),
         "torch_version": str(torch.__version__),
@@ -60,13 +78,15 @@ def write_environment(
 
 @cache
 def git_state() -> GitState:
-    """Return the commit this process's code came from and whether files differ from it.
+    """Return the commit this process's code came from and how its files differ from it.
 
     Asked once per process: later changes of the checkout do not change the code that is loaded.
     """
     commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    return GitState(commit=commit, dirty=None if status is None else bool(status))
+    return GitState(
+        commit=None if commit is None else commit.decode().strip(),
+        patch=_git("-c", "core.quotepath=off", "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD"),
+    )
 
 
 def package_version(name: str) -> str | None:
@@ -89,13 +109,11 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> bytes | None:
     if not (_CHECKOUT / ".git").exists():
         return None
     try:
-        done = subprocess.run(
-            ["git", "-C", str(_CHECKOUT), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", "-C", str(_CHECKOUT), *arguments], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout

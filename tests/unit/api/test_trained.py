@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from api.trained import NothingTrained, trained_folder, with_run_found
+from api.trained import NothingTrained, trained_folder, with_first_run_found, with_run_found
 from orchestrator.home import run_folder
 
 
@@ -40,3 +40,16 @@ def test_what_cannot_be_an_id_is_refused(name: str, tmp_path: Path) -> None:
 )
 def test_only_the_run_is_replaced(given: list[str], expected: list[str]) -> None:
     assert with_run_found(given, lambda name: Path(f"<{name}>")) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a", "--from", "3"], ["<a>", "--from", "3"]),
+        (["--from", "3", "--json", "a", "b"], ["--from", "3", "--json", "<a>", "b"]),
+        (["--from=3", "a"], ["--from=3", "<a>"]),
+        (["--json"], ["--json"]),
+    ],
+)
+def test_only_the_first_argument_that_is_no_option_is_replaced(given: list[str], expected: list[str]) -> None:
+    assert with_first_run_found(given, lambda name: Path(f"<{name}>"), flags=("--json",)) == expected
