@@ -28,7 +28,7 @@ from api.schemas.events import Event, EventPage
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, ExperimentSummary, Validation
 from api.schemas.problems import Problem
 from api.schemas.router import RouterLoads
-from api.schemas.series import EvaluationList, Series, SpikeList
+from api.schemas.series import AlarmList, EvaluationList, Series, SpikeList
 from api.schemas.services import Readiness, ServiceList
 from api.schemas.trials import Diff, RunList, TrialDetail, TrialPage, TrialRead
 from orchestrator import home
@@ -227,6 +227,10 @@ class Client:
     def spikes(self, trial_id: str) -> SpikeList:
         """Loss and gradient spikes."""
         return self._call(SpikeList, "GET", f"/v1/trials/{_segment(trial_id)}/spikes")
+
+    def alarms(self, trial_id: str) -> AlarmList:
+        """Alarms of the config's rules, raised and cleared."""
+        return self._call(AlarmList, "GET", f"/v1/trials/{_segment(trial_id)}/alarms")
 
     def evaluations(self, trial_id: str) -> EvaluationList:
         """Held-out bits per byte and loss per corpus."""

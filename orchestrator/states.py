@@ -47,6 +47,7 @@ class Cause(StrEnum):
     """Why a trial or a run ended as it did; `None` where it simply completed."""
 
     ASHA = "asha"
+    STOP_RULE = "stop_rule"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     INVALID_CONFIG = "invalid_config"

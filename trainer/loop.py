@@ -25,6 +25,7 @@ class TrainResult:
 
     Attributes:
         kind: `finished` with the whole budget trained, or `stopped` before.
+        stopped_by: the rule of `stop_when` that ended the run, in words; None where none did.
         step, tokens: how far it came.
         evaluation: of the last step; None if it was not evaluated.
         checkpoint: of the last step.
@@ -32,6 +33,7 @@ class TrainResult:
     """
 
     kind: Literal["finished", "stopped"]
+    stopped_by: str | None
     step: int
     tokens: int
     evaluation: Evaluation | None
@@ -54,7 +56,8 @@ def train(
 
     Reports `started`; `progress` with the evaluation before the first step, and at every evaluation, checkpoint and
     rung; then `finished` or `stopped`. A run that resumes exactly at a rung reports it first: the run before it may
-    have been killed between its checkpoint and its report.
+    have been killed between its checkpoint and its report. A run that a rule of the config stops is evaluated and
+    checkpointed where telemetry came to the host next; resumed from there, it stops at once.
 
     Args:
         config: of the run.
@@ -91,6 +94,7 @@ def train(
             evaluation: Evaluation | None = None,
             checkpoint: CheckpointReport | None = None,
             summary: RunSummary | None = None,
+            stopped_by: str | None = None,
         ) -> None:
             if world.is_main:
                 with training.clock.excluded():
@@ -103,6 +107,8 @@ def train(
                             evaluation=None if evaluation is None else dict(evaluation),
                             checkpoint=checkpoint,
                             summary=summary,
+                            cause=None if stopped_by is None else "stop_rule",
+                            message=stopped_by,
                         )
                     )
 
@@ -114,7 +120,7 @@ def train(
             for rung in milestone.rungs:
                 report("progress", rung=rung, evaluation=training.evaluate(), checkpoint=training.save())
 
-            while not milestone.end and not milestone.stop:
+            while not (milestone.end or milestone.stop or telemetry.stopped_by):
                 # Several workers can agree on stopping only where they wait for the device anyway.
                 may_stop = world.world_size == 1 or telemetry.is_drained
                 if may_stop and world.any(reporter.should_stop()):
@@ -131,10 +137,12 @@ def train(
                 if not (milestone.rungs or milestone.end or milestone.stop) and (evaluation or checkpoint):
                     report("progress", evaluation=evaluation, checkpoint=checkpoint)
 
-            if milestone.end:
+            stopped_by = None if milestone.end else telemetry.stopped_by
+            if milestone.end or stopped_by:
                 training.evaluate()
             result = TrainResult(
                 kind="finished" if milestone.end else "stopped",
+                stopped_by=stopped_by,
                 step=training.step,
                 tokens=training.tokens,
                 checkpoint=training.save(),
@@ -142,7 +150,13 @@ def train(
                 summary=training.summary() if milestone.end and world.is_main else None,
             )
             telemetry.close()
-            report(result.kind, evaluation=result.evaluation, checkpoint=result.checkpoint, summary=result.summary)
+            report(
+                result.kind,
+                evaluation=result.evaluation,
+                checkpoint=result.checkpoint,
+                summary=result.summary,
+                stopped_by=stopped_by,
+            )
             return result
         finally:
             telemetry.close()

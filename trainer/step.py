@@ -109,10 +109,16 @@ class TrainStep:
         if (casts_MOC := self._precision.take_cast_counts()) is not None:
             buffer.add_casts(casts_MOC)
         counts_ME = buffer.reduce_step()
-        grad_norm, skipped = self._update.step(buffer.step_loss())
-        buffer.finish_step(grad_norm=grad_norm, selection_bias_LE=self._selection_bias_ME(), skipped=skipped)
+        outcome = self._update.step(buffer.step_loss(), number=step)
+        buffer.finish_step(
+            grad_norm=outcome.grad_norm,
+            selection_bias_LE=self._selection_bias_ME(),
+            skipped=outcome.skipped,
+            group_norms_G=outcome.group_norms_G,
+            ratios_R=outcome.ratios_R,
+        )
         # A skipped step did not happen: its batch is not one to learn a balance from either.
-        with undone_where(skipped, list(self._model.buffers())):
+        with undone_where(outcome.skipped, list(self._model.buffers())):
             self._balancing.end(counts_ME)
         return lr
 

@@ -8,11 +8,22 @@ from fastapi import APIRouter, Query, Response
 from api.dependencies import DatabaseOf, SettingsOf
 from api.problems import NOT_FOUND, problems
 from api.schemas.router import LoadHistoryMeta, RouterGrid, RouterLoads, RouterMetric
-from api.schemas.series import Evaluation, EvaluationList, Series, SeriesItem, SeriesRequest, Spike, SpikeList, X
+from api.schemas.series import (
+    Alarm,
+    AlarmList,
+    Evaluation,
+    EvaluationList,
+    Series,
+    SeriesItem,
+    SeriesRequest,
+    Spike,
+    SpikeList,
+    X,
+)
 from api.telemetry import LAYER_SERIES, SERIES, X_UNITS, check_keys, config_of, run_source, trial_source
 from orchestrator.errors import NotFound
 from orchestrator.tracking.loads import load_history, loads_at
-from orchestrator.tracking.series import evaluations, query_series, spikes
+from orchestrator.tracking.series import alarms, evaluations, query_series, spikes
 from trainer.metrics.catalog import ROUTER_SCALARS
 
 router = APIRouter(tags=["telemetry"])
@@ -164,6 +175,14 @@ def get_load_history(trial_id: str, database: DatabaseOf, settings: SettingsOf, 
     head = meta.model_dump_json().encode()
     codes = b"" if found is None else found.codes
     return Response(struct.pack("<I", len(head)) + head + codes, media_type="application/octet-stream")
+
+
+@router.get("/trials/{trial_id}/alarms", operation_id="list_alarms", responses=problems(NOT_FOUND))
+def list_alarms(trial_id: str, database: DatabaseOf, settings: SettingsOf) -> AlarmList:
+    """Alarms that the rules of the trial's config raised and cleared."""
+    with database.read() as work:
+        source = trial_source(work, work.trials.get(trial_id), settings.home)
+    return AlarmList(items=[Alarm.model_validate({"trial_id": trial_id, **alarm}) for alarm in alarms(source)])
 
 
 @router.get("/trials/{trial_id}/spikes", operation_id="list_spikes", responses=problems(NOT_FOUND))

@@ -12,7 +12,7 @@ class Event(Answer):
     at_ms: EpochMs
     kind: str
     """`experiment.state`, `trial.proposed`, `trial.state`, `run.state`, `rung.arrived`, `rung.decided`,
-    `checkpoint.committed`, `evaluation`, `spike`, `command.*`."""
+    `checkpoint.committed`, `evaluation`, `spike`, `alarm`, `command.*`."""
     experiment_id: str | None
     trial_id: str | None
     run_id: str | None

@@ -107,6 +107,37 @@ class SpikeList(Answer):
     items: list[Spike]
 
 
+class Alarm(Answer):
+    """A rule about a metric that began to hold, or ceased to."""
+
+    trial_id: str
+    run_id: str
+    step: int
+    tokens: int
+    time_ms: EpochMs
+    rule: str
+    """Kind of the rule, or its metric."""
+    severity: Literal["warn", "stop"]
+    """`stop`: the run ended for it."""
+    change: Literal["raised", "cleared"]
+    metric: str
+    comparison: Literal["at_least", "at_most"]
+    threshold: float
+    for_steps: int
+    layer: int | None
+    """Index in the whole model; null where it is about no single layer."""
+    value: float | None
+    first_step: int
+    """From which on the rule held (or, of a cleared alarm, did not) without a break."""
+    message: str
+
+
+class AlarmList(Answer):
+    """Alarms of a trial in order of their step."""
+
+    items: list[Alarm]
+
+
 class Evaluation(Answer):
     """Held-out figures of one corpus, or of `all`, at one step; step 0 is before training."""
 

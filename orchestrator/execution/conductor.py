@@ -115,7 +115,7 @@ class Conductor:
 
         def take_over(work: Work) -> tuple[RunRecord, ...]:
             for run in work.runs.live(self.experiment_id):
-                self._recorder.record_spikes(work, run)
+                self._recorder.record_events(work, run)
             return work.trials.lose_runs(
                 self.experiment_id, epoch=self.epoch, reason="its driver was lost", counts=False
             )
@@ -215,7 +215,7 @@ class Conductor:
         self.persist(change)
 
     def watch(self, *, ttl_s: float) -> ExperimentState:
-        """Renews the lease, copies the progress of live runs, records new spikes; returns the experiment's state."""
+        """Renews the lease, copies the progress of live runs, records new events; returns the experiment's state."""
         runs = self.live_runs()
         progress = {run.id: read_json(self.folder(run) / "progress.json") for run in runs}
 
@@ -226,7 +226,7 @@ class Conductor:
                 if run.id in live:
                     if progress[run.id] is not None:
                         work.runs.progress(run.id, epoch=self.epoch, progress=progress[run.id] or {})
-                    self._recorder.record_spikes(work, run)
+                    self._recorder.record_events(work, run)
             return state
 
         return self.persist(change)
@@ -284,7 +284,7 @@ class Conductor:
             if report.kind == "stopped" and self._stopping is Stopping.CANCEL:
                 self._recorder.record_cancelled(work, run.id, report, reason=Stopping.CANCEL.value)
                 return True
-            if report.kind == "stopped" and self._stopping is Stopping.SHUTDOWN:
+            if report.kind == "stopped" and report.cause is None and self._stopping is Stopping.SHUTDOWN:
                 reason = Stopping.SHUTDOWN.value
                 self._recorder.record_lost(work, run.id, reason=reason, counts=False, report=report)
                 return True

@@ -10,7 +10,7 @@ from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, RunState, TrialState
 from orchestrator.store.records import RungDecision, RunRecord, TrialKind, TrialRecord
 from orchestrator.store.work import Work
-from orchestrator.tracking.series import RunFolder, Source, evaluations, read_spikes
+from orchestrator.tracking.series import RunFolder, Source, evaluations, read_alarms, read_spikes
 from trainer.config.run import RunReport
 
 
@@ -37,8 +37,9 @@ class Recorder:
     def record(self, work: Work, run_id: str, report: RunReport) -> bool:
         """Records a report and returns whether the run goes on.
 
-        A run of kind `stopped` that was not asked to is a segment of a synchronous experiment: the run is completed,
-        its trial goes on once its batch is decided.
+        A run that a rule of its config stopped is pruned, and its trial with it, with the rule as the reason. Any other
+        run of kind `stopped` that was not asked to is a segment of a synchronous experiment: the run is completed, its
+        trial goes on once its batch is decided.
 
         Raises:
             Fenced: the run is not live any more.
@@ -83,6 +84,19 @@ class Recorder:
                 objective_tokens=report.tokens,
                 summary=None if report.summary is None else report.summary.model_dump(mode="json"),
             )
+        elif report.kind == "stopped" and report.cause == "stop_rule":
+            reason = report.message or "no message"
+            self._end_run(work, run, RunState.PRUNED, cause=Cause.STOP_RULE, reason=reason)
+            work.trials.settle(
+                trial.id,
+                epoch=self.epoch,
+                state=TrialState.PRUNED,
+                cause=Cause.STOP_RULE,
+                reason=reason,
+                objective=self._objective(report),
+                objective_tokens=report.tokens,
+                summary=self._partial_summary(work, trial.id),
+            )
         elif report.kind == "stopped":
             self._end_run(work, run, RunState.COMPLETED)
         elif report.kind == "failed":
@@ -117,13 +131,13 @@ class Recorder:
         run = work.runs.hold_live(run_id, self.epoch)
         if report is not None:
             self._record_checkpoint(work, run, report)
-        self.record_spikes(work, run)
+        self.record_events(work, run)
         work.trials.lose_runs(self.experiment_id, epoch=self.epoch, reason=reason, run_ids={run_id}, counts=counts)
 
     def _end_run(
         self, work: Work, run: RunRecord, state: RunState, *, cause: Cause | None = None, reason: str = ""
     ) -> None:
-        self.record_spikes(work, run)
+        self.record_events(work, run)
         if work.runs.get(run.id).state is RunState.STARTING and state not in (RunState.FAILED, RunState.CANCELLED):
             work.runs.running(run.id, epoch=self.epoch)
         work.runs.settle(
@@ -150,13 +164,14 @@ class Recorder:
             manifest_sha256=report.checkpoint.manifest_sha256,
         )
 
-    def record_spikes(self, work: Work, run: RunRecord) -> None:
-        """Makes the spikes that a run recorded events, each once."""
-        spikes = read_spikes(self.folder(run))
-        if not spikes:
-            return
-        for spike in spikes[work.events.count("spike", run_id=run.id) :]:
-            work.events.add("spike", experiment_id=self.experiment_id, trial_id=run.trial_id, run_id=run.id, data=spike)
+    def record_events(self, work: Work, run: RunRecord) -> None:
+        """Makes the spikes and alarms that a run recorded events, each once."""
+        folder = self.folder(run)
+        for kind, recorded in (("spike", read_spikes(folder)), ("alarm", read_alarms(folder))):
+            if not recorded:
+                continue
+            for data in recorded[work.events.count(kind, run_id=run.id) :]:
+                work.events.add(kind, experiment_id=self.experiment_id, trial_id=run.trial_id, run_id=run.id, data=data)
 
     def prune(self, work: Work, trial: TrialRecord) -> None:
         """Ends a trial that its last rung has stopped."""

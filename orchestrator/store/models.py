@@ -218,7 +218,7 @@ class EventRow(Base):
     at_ms: Mapped[int] = mapped_column(BigInteger)
     kind: Mapped[str] = mapped_column(String(40))
     """`experiment.state`, `trial.proposed`, `trial.state`, `run.state`, `rung.arrived`, `rung.decided`,
-    `checkpoint.committed`, `evaluation`, `spike`, `command.*`."""
+    `checkpoint.committed`, `evaluation`, `spike`, `alarm`, `command.*`."""
     experiment_id: Mapped[str | None] = mapped_column(ForeignKey("experiments.id"), index=True)
     trial_id: Mapped[str | None] = mapped_column(String(32))
     run_id: Mapped[str | None] = mapped_column(String(32))

@@ -163,4 +163,5 @@ class Rungs(Repository):
 
 def _failed_before(trial: TrialRecord, rung: int) -> bool:
     """True if the trial failed by itself after it was let through the rung before `rung`, and did not reach `rung`."""
-    return trial.state in _UNDECIDED_ENDS and trial.cause is not Cause.RETRIES_EXHAUSTED and len(trial.rungs) == rung
+    ended = trial.state in _UNDECIDED_ENDS or trial.cause is Cause.STOP_RULE
+    return ended and trial.cause is not Cause.RETRIES_EXHAUSTED and len(trial.rungs) == rung

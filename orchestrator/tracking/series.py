@@ -1,5 +1,4 @@
-"""Telemetry for people to look at: trials on one common grid, router metrics by layer, evaluations, spikes.
-spikes.
+"""Telemetry for people to look at: trials on one common grid, router metrics by layer, evaluations, spikes, alarms.
 
 A bucket of the grid keeps its smallest, last and largest value, so no spike is lost, and all series share the same x,
 so they can be drawn and averaged without aligning anything. Few enough points are returned as they are.
@@ -8,7 +7,7 @@ Letters: `P` points of the grid, `L` MoE layers.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from orchestrator.tracking.chunks import chunks, columns, pieces
-from trainer.metrics.catalog import METRICS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import METRICS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
 
 XAxis = Literal["step", "tokens", "time", "flops"]
 """`time` is seconds since the trial's first step, `flops` training FLOPs."""
@@ -31,6 +30,7 @@ EVALUATION_METRICS = ("eval/bits_per_byte", "eval/loss")
 _LOW_IS_WORSE = frozenset(name for name, metric in METRICS.items() if metric.better == "higher") | {
     # Neither end is good in itself, but a collapse shows at the low one.
     "router/token_entropy",
+    "router/importance_entropy",
     "router/mutual_information",
     "router/top_k_mass",
     "router/margin",
@@ -189,17 +189,35 @@ def spikes(source: Source) -> list[dict[str, Any]]:
 
     Those that a later run went over again are left out: it recorded its own.
     """
-    found: list[dict[str, Any]] = []
-    for run, piece in zip(source.runs, pieces(source.folders), strict=True):
-        for spike in read_spikes(piece.folder):
-            if piece.before is None or spike["step"] < piece.before:
-                found.append({"run_id": run.run_id, **spike})
-    return sorted(found, key=lambda spike: spike["step"])
+    return _of_trial(source, read_spikes)
+
+
+def alarms(source: Source) -> list[dict[str, Any]]:
+    """The alarms that a trial raised and cleared, in order of steps, each with its `run_id`; as for `spikes`."""
+    return _of_trial(source, read_alarms)
 
 
 def read_spikes(folder: Path) -> list[dict[str, Any]]:
     """The spikes that one run recorded so far; [] if none."""
-    path = folder / "spikes.jsonl"
+    return _lines(folder / "spikes.jsonl")
+
+
+def read_alarms(folder: Path) -> list[dict[str, Any]]:
+    """The alarms that one run raised and cleared so far; [] if none."""
+    return _lines(folder / "alarms.jsonl")
+
+
+def _of_trial(source: Source, read: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for run, piece in zip(source.runs, pieces(source.folders), strict=True):
+        for event in read(piece.folder):
+            if piece.before is None or event["step"] < piece.before:
+                found.append({"run_id": run.run_id, **event})
+    return sorted(found, key=lambda event: event["step"])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file that grows by lines."""
     if not path.exists():
         return []
     # The last line may be half written; it is whole once its newline is there.
@@ -232,7 +250,7 @@ def x_values(source: Source, table: dict[str, np.ndarray], x: XAxis) -> np.ndarr
 
 
 def _check_key(key: str) -> None:
-    known = (*SCALARS, *ROUTER_SCALARS, *QUANTIZATION_SCALARS, *EVALUATION_METRICS)
+    known = (*SCALARS, *UPDATE_SCALARS, *ROUTER_SCALARS, *QUANTIZATION_SCALARS, *EVALUATION_METRICS)
     if key not in known:
         raise ValueError(f"there is no series {key!r}; there are: {', '.join(known)}")
 
@@ -245,7 +263,7 @@ def _curves(source: Source, key: str, x: XAxis, layers: Layers) -> Iterator[_Cur
             table = {name: np.array([getattr(row, name) for row in own]) for name in ("step", "tokens", "time_ms")}
             ys = np.array([row.bits_per_byte if key == "eval/bits_per_byte" else row.loss for row in own])
             yield _Curve(source, key, None, domain, x_values(source, table, x), ys)
-    elif key in SCALARS:
+    elif key in SCALARS or key in UPDATE_SCALARS:
         table = columns(source.folders, "scalars", ["tokens", "time_ms", key])
         yield _Curve(source, key, None, None, x_values(source, table, x), table[key].astype(np.float64))
     else:

@@ -11,7 +11,7 @@ from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import RungDecision
 from orchestrator.store.session import Database, open_database
 from tests.support.sweeps import play, scripted_value, submit, sweep_document, table, take_over
-from trainer.config.run import RunReport, RunRequest
+from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 
 @pytest.fixture
@@ -268,3 +268,45 @@ def test_objective_is_the_one_that_the_script_reports(database: Database, tmp_pa
     assert settled.objective == scripted_value(request, request.config.loop.budget_tokens)
     assert settled.summary is not None
     assert settled.summary["bits_per_byte"] == {"all": settled.objective}
+
+
+def test_alarms_become_events_once(database: Database, tmp_path: Path) -> None:
+    experiment_id = submit(database, sweep_document(num_trials=1))
+    conductor = take_over(database, tmp_path, experiment_id)
+    folder = Path(started(conductor).folder)
+    folder.mkdir(parents=True)
+    (folder / "alarms.jsonl").write_text('{"step": 3, "change": "raised"}\n{"step": 9, "chan')
+    conductor.watch(ttl_s=15)
+    (folder / "alarms.jsonl").write_text('{"step": 3, "change": "raised"}\n{"step": 9, "change": "cleared"}\n')
+    conductor.watch(ttl_s=15)
+    take_over(database, tmp_path, experiment_id)
+    with database.read() as work:
+        events = work.events.after(0, experiment_id=experiment_id)
+    assert [event.data["change"] for event in events if event.kind == "alarm"] == ["raised", "cleared"]
+
+
+@pytest.mark.parametrize("shutting_down", [False, True])
+def test_run_that_a_rule_stopped_prunes_its_trial_once(database: Database, tmp_path: Path, shutting_down: bool) -> None:
+    experiment_id = submit(database, sweep_document(num_trials=1, max_retries=0))
+    conductor = take_over(database, tmp_path, experiment_id)
+    request = started(conductor)
+    if shutting_down:
+        conductor.stop(Stopping.SHUTDOWN)
+    said = RunReport(
+        kind="stopped",
+        step=5,
+        tokens=640,
+        cause="stop_rule",
+        message="collapse: router/max_load of layer 1 >= 0.45 since step 3, now 0.5",
+        evaluation={"all": DomainEvaluation(bits_per_byte=3.25, loss=4.0)},
+    )
+    conductor.report(request.run_id, said)
+    assert not conductor.report(request.run_id, said), "a second report of the same end is refused"
+    with database.read() as work:
+        (trial,) = work.trials.history(experiment_id)
+        (run,) = work.runs.of_trial(trial.id)
+    assert (trial.state, trial.cause, trial.reason) == (TrialState.PRUNED, Cause.STOP_RULE, said.message)
+    assert (trial.objective, trial.objective_tokens) == (3.25, 640)
+    assert (run.state, run.cause) == (RunState.PRUNED, Cause.STOP_RULE)
+    if not shutting_down:
+        assert conductor.next_run() is Next.FINISHED

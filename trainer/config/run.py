@@ -138,6 +138,7 @@ class RunReport(Section):
     evaluation: dict[str, DomainEvaluation] | None = None
     checkpoint: CheckpointReport | None = None
     summary: RunSummary | None = None
-    cause: Literal["diverged", "out_of_memory", "data_invalid", "error"] | None = None
+    cause: Literal["diverged", "out_of_memory", "data_invalid", "error", "stop_rule"] | None = None
+    """Of `failed`, why. `stop_rule` comes with `stopped`: a rule of the config's `stop_when` ended the run."""
     message: str | None = None
     """One or a few lines for people; for `error` the exception and the innermost frames."""

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from trainer.config.alarms import DEFAULT_WARNINGS, AlarmRule
 from trainer.config.clipping import ClippingConfig, GlobalNormConfig, NoClippingConfig, SkipSpikesConfig
 from trainer.config.data import TOKENIZER_VOCAB_SIZES, DataConfig
 from trainer.config.model import ModelConfig
@@ -36,6 +37,9 @@ class LoopConfig(Section):
     """Which steps make no update because their loss or gradient norm spikes; null skips none."""
     log_every_steps: int = Field(default=10, ge=1, le=1_000_000)
     """Steps between copies of the accumulated telemetry from the device; every step is recorded all the same."""
+    measure_updates_every_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Steps between measurements of how much an update changes the parameters, relative to their size, by role
+    (`optimizer/*_update_ratio`); each takes a copy of the parameters while it lasts. Null measures none."""
     evaluate_every_tokens: int | None = Field(default=None, ge=1)
     """Training tokens between evaluations; null evaluates before the first and after the last step only."""
     checkpoint_every_tokens: int | None = Field(default=None, ge=1)
@@ -89,6 +93,10 @@ class TrainConfig(Section):
     """Where the weights come from."""
     trained: TrainedPart = "all"
     """Which parameters are trained; the others are frozen."""
+    warn_when: Annotated[tuple[AlarmRule, ...], Field(max_length=50)] = DEFAULT_WARNINGS
+    """What of the router, the loss or the gradient to raise an alarm at."""
+    stop_when: Annotated[tuple[AlarmRule, ...], Field(max_length=50)] = ()
+    """What to end the run at, with a checkpoint; its trial is then pruned with that cause."""
 
     @model_validator(mode="after")
     def _starts_and_trains_something(self) -> "TrainConfig":

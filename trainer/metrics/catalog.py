@@ -47,6 +47,13 @@ _DECLARED = (
         description="Sum of the balancing losses times their coefficients, as added to the training loss.",
     ),
     MetricSpec(
+        name="train/loss_rise",
+        unit="nats/token",
+        better="lower",
+        lower="0",
+        description="Running mean of the loss (decay 0.98 a step) minus the least it ever was: 0 while the loss falls.",
+    ),
+    MetricSpec(
         name="train/skipped_step",
         unit="1",
         lower="0",
@@ -65,6 +72,78 @@ _DECLARED = (
         unit="1",
         lower="0",
         description="Global L2 norm of the gradient before clipping.",
+    ),
+    MetricSpec(
+        name="optimizer/router_grad_norm",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the routers, before clipping.",
+    ),
+    MetricSpec(
+        name="optimizer/expert_grad_norm",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the experts, before clipping.",
+    ),
+    MetricSpec(
+        name="optimizer/dense_grad_norm",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the other matrices, before clipping.",
+    ),
+    MetricSpec(
+        name="optimizer/embedding_grad_norm",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the embeddings, before clipping.",
+    ),
+    MetricSpec(
+        name="optimizer/router_update_ratio",
+        unit="1",
+        lower="0",
+        description="Norm of the step's change of the routers over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/expert_update_ratio",
+        unit="1",
+        lower="0",
+        description="Norm of the step's change of the experts over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/dense_update_ratio",
+        unit="1",
+        lower="0",
+        description="Norm of the step's change of the other matrices over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/embedding_update_ratio",
+        unit="1",
+        lower="0",
+        description="Norm of the step's change of the embeddings over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/router_grad_ratio",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the routers over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/expert_grad_ratio",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the experts over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/dense_grad_ratio",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the other matrices over their own; at steps that measure it.",
+    ),
+    MetricSpec(
+        name="optimizer/embedding_grad_ratio",
+        unit="1",
+        lower="0",
+        description="L2 norm of the gradient of the embeddings over their own; at steps that measure it.",
     ),
     MetricSpec(
         name="throughput/step_duration_s",
@@ -105,6 +184,14 @@ _DECLARED = (
         description="Mean over tokens of the entropy of the router's distribution: how decided the router is.",
     ),
     MetricSpec(
+        name="router/token_entropy_std",
+        unit="nats",
+        axes=("layer",),
+        lower="0",
+        upper="ln(num_experts + num_null_experts) / 2",
+        description="Standard deviation over tokens of the entropy of the router's distribution.",
+    ),
+    MetricSpec(
         name="router/load_entropy",
         unit="nats",
         axes=("layer",),
@@ -112,6 +199,23 @@ _DECLARED = (
         lower="ln(top_k)",
         upper="ln(num_experts)",
         description="Entropy of the load fractions f_e = n_e / sum n: how even the load is. Not the token entropy.",
+    ),
+    MetricSpec(
+        name="router/effective_experts",
+        unit="experts",
+        axes=("layer",),
+        better="higher",
+        lower="top_k",
+        upper="num_experts",
+        description="Exponential of the load entropy: the number of evenly loaded experts with the same entropy.",
+    ),
+    MetricSpec(
+        name="router/importance_entropy",
+        unit="nats",
+        axes=("layer",),
+        lower="0",
+        upper="ln(num_experts + num_null_experts)",
+        description="Entropy of the mean router distribution.",
     ),
     MetricSpec(
         name="router/mutual_information",
@@ -130,6 +234,34 @@ _DECLARED = (
         upper="num_experts / top_k - 1",
         description="MaxVio: the busiest expert's load over the mean load, minus 1.",
         source="Wang et al. 2024, arXiv:2408.15664, eq. 4",
+    ),
+    MetricSpec(
+        name="router/micro_max_violation",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="num_experts / top_k - 1",
+        description="Mean over the micro-batches of the step of the MaxVio of each.",
+        source="Wang et al. 2024, arXiv:2408.15664, eq. 4, of one computation batch",
+    ),
+    MetricSpec(
+        name="router/min_violation",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1",
+        description="MinVio: 1 minus the idlest expert's load over the mean load.",
+    ),
+    MetricSpec(
+        name="router/average_violation",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="2 - 2 top_k / num_experts",
+        description="AvgVio: mean over experts of the distance of the load from the mean load, over the mean load.",
     ),
     MetricSpec(
         name="router/load_cv",
@@ -157,6 +289,15 @@ _DECLARED = (
         lower="0",
         upper="1 - top_k / num_experts",
         description="Fraction of experts that no token chose in the step.",
+    ),
+    MetricSpec(
+        name="router/persistent_dead_fraction",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="1 - top_k / num_experts",
+        description="Fraction of experts that no token chose in the last 100 steps; 0 before.",
     ),
     MetricSpec(
         name="router/drop_rate",
@@ -213,6 +354,12 @@ _DECLARED = (
         source="Zoph et al. 2022, arXiv:2202.08906, eq. 5",
     ),
     MetricSpec(
+        name="router/logsumexp",
+        unit="1",
+        axes=("layer",),
+        description="Mean over tokens of the logsumexp of the router logits.",
+    ),
+    MetricSpec(
         name="router/top_k_mass",
         unit="1",
         axes=("layer",),
@@ -234,11 +381,55 @@ _DECLARED = (
         description="Largest router logit of the step.",
     ),
     MetricSpec(
+        name="router/logit_rms",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        description="Root mean square of the router logits.",
+        source="Zoph et al. 2022, arXiv:2202.08906, section 3.4",
+    ),
+    MetricSpec(
         name="router/bias_range",
         unit="1",
         axes=("layer",),
         lower="0",
         description="Largest minus smallest selection bias of the experts (loss-free balancing).",
+    ),
+    MetricSpec(
+        name="router/mean_load",
+        unit="tokens",
+        axes=("layer",),
+        lower="0",
+        description="Tokens per expert in the step: mu = tokens * top_k / num_experts where none are null.",
+    ),
+    MetricSpec(
+        name="router/tokens_seen",
+        unit="tokens",
+        axes=("layer",),
+        lower="0",
+        description="Tokens sent to an expert since the start of the run, mean over experts.",
+    ),
+    MetricSpec(
+        name="router/least_tokens_seen",
+        unit="tokens",
+        axes=("layer",),
+        better="higher",
+        lower="0",
+        description="Tokens sent since the start of the run to the expert that got the fewest.",
+    ),
+    MetricSpec(
+        name="router/grad_norm",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        description="L2 norm of the gradient of the layer's router, before clipping.",
+    ),
+    MetricSpec(
+        name="router/expert_grad_norm",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        description="L2 norm of the gradient of the layer's experts, before clipping.",
     ),
     MetricSpec(
         name="router/load",
@@ -312,7 +503,14 @@ _DECLARED = (
 METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _DECLARED}
 """Metric name -> its declaration."""
 
-SCALARS = tuple(name for name in METRICS if name.split("/")[0] in {"train", "optimizer", "throughput"})
+UPDATE_SCALARS = tuple(name for name in METRICS if name.endswith(("_update_ratio", "_grad_ratio")))
+"""Further columns of the scalar telemetry, of runs with `loop.measure_updates_every_steps`: NaN at steps between."""
+
+SCALARS = tuple(
+    name
+    for name in METRICS
+    if name.split("/")[0] in {"train", "optimizer", "throughput"} and name not in UPDATE_SCALARS
+)
 """Columns of the scalar telemetry: one value per step."""
 
 ROUTER_SCALARS = tuple(name for name in METRICS if name.startswith("router/") and name != "router/load")
@@ -320,3 +518,6 @@ ROUTER_SCALARS = tuple(name for name in METRICS if name.startswith("router/") an
 
 QUANTIZATION_SCALARS = tuple(name for name in METRICS if name.startswith("quantization/"))
 """Further columns of the router telemetry, one value per (step, layer): of runs whose experts are quantised."""
+
+WATCHED_SCALARS = tuple(name for name in (*SCALARS, *ROUTER_SCALARS) if not name.startswith("throughput/"))
+"""What alarms may watch: a function of config and step, so that a resumed run raises the same ones."""

@@ -20,7 +20,9 @@ class RouterSums(NamedTuple):
     Attributes:
         counts_E: int64 [..., E], tokens that chose each expert (or that it chose), before any is dropped.
         prob_sum_E: float64 [..., E], sum over tokens of the router's distribution; null experts after the others.
-        entropy_sum, z_sum, top_k_mass_sum, margin_sum: float64 [...], sums over tokens.
+        entropy_sum, entropy_sq_sum, logsumexp_sum, z_sum, top_k_mass_sum, margin_sum: float64 [...], sums over tokens.
+        logit_sq_sum: float64 [...], sum over tokens and the router's outputs.
+        micro_max_violation: float64 [...], mean over micro-batches and workers of the MaxVio of each.
         max_logit: float64 [...], the largest router logit.
         bias_range: float64 [...], largest minus smallest selection bias; 0 without one.
         num_tokens: tokens of the step.
@@ -33,9 +35,13 @@ class RouterSums(NamedTuple):
     counts_E: NDArray[np.int64]
     prob_sum_E: Floats
     entropy_sum: Floats
+    entropy_sq_sum: Floats
+    logsumexp_sum: Floats
     z_sum: Floats
     top_k_mass_sum: Floats
     margin_sum: Floats
+    logit_sq_sum: Floats
+    micro_max_violation: Floats
     max_logit: Floats
     bias_range: Floats
     num_tokens: int
@@ -64,6 +70,17 @@ def load_entropy(counts_E: NDArray[np.int64]) -> Floats:
 def max_violation(counts_E: NDArray[np.int64]) -> Floats:
     """Return MaxVio, max_e n_e / mean n - 1; 0 without any load. Source: Wang et al. 2024, arXiv:2408.15664, eq. 4."""
     return np.where(counts_E.any(axis=-1), counts_E.max(axis=-1) / _mean_load(counts_E) - 1.0, 0.0)
+
+
+def min_violation(counts_E: NDArray[np.int64]) -> Floats:
+    """Return MinVio, 1 - min_e n_e / mean n; 0 without any load."""
+    return np.where(counts_E.any(axis=-1), 1.0 - counts_E.min(axis=-1) / _mean_load(counts_E), 0.0)
+
+
+def average_violation(counts_E: NDArray[np.int64]) -> Floats:
+    """Return AvgVio, the mean over experts of |n_e - mean n| / mean n; 0 without any load."""
+    distances_E = np.abs(counts_E - counts_E.mean(axis=-1, keepdims=True))
+    return distances_E.mean(axis=-1) / _mean_load(counts_E)
 
 
 def load_cv(counts_E: NDArray[np.int64]) -> Floats:
@@ -102,22 +119,36 @@ def experts_per_token_std(experts_sq_sum: Floats, mean: Floats, num_tokens: int)
     return np.sqrt(np.maximum(variance, 0.0))  # rounding may undercut 0
 
 
+def deviation(square_sum: Floats, mean: Floats, num_tokens: int) -> Floats:
+    """Return the population standard deviation over tokens of what has this sum of squares and this mean."""
+    return np.sqrt(np.maximum(square_sum / num_tokens - mean**2, 0.0))  # rounding may undercut 0
+
+
 def _mean_load(counts_E: NDArray[np.int64]) -> Floats:
     """Return the mean load, 1 token per layer where there is none at all: null experts can take every token."""
     return np.maximum(counts_E.sum(axis=-1), 1) / counts_E.shape[-1]
 
 
 def router_health(sums: RouterSums) -> dict[str, Floats]:
-    """Return every metric of `catalog.ROUTER_SCALARS`, name -> float64 [...]."""
+    """Return the metrics of `catalog.ROUTER_SCALARS` that a step's routing gives, name -> float64 [...].
+
+    All but those of gradients, and those of `trainer.metrics.history`, which take the steps before.
+    """
     token_entropy = sums.entropy_sum / sums.num_tokens
     num_experts = experts_per_token(sums.num_dropped, sums.counts_E, sums.num_tokens)
     mean_entropy = entropy(sums.prob_sum_E / sums.prob_sum_E.sum(axis=-1, keepdims=True))
     return {
         "router/token_entropy": token_entropy,
+        "router/token_entropy_std": deviation(sums.entropy_sq_sum, token_entropy, sums.num_tokens),
         "router/load_entropy": load_entropy(sums.counts_E),
+        "router/effective_experts": np.exp(load_entropy(sums.counts_E)),
+        "router/importance_entropy": mean_entropy,
         # H(mean p) >= mean H(p) by concavity; rounding may undercut that by an ulp.
         "router/mutual_information": np.maximum(mean_entropy - token_entropy, 0.0),
         "router/max_violation": max_violation(sums.counts_E),
+        "router/micro_max_violation": sums.micro_max_violation,
+        "router/min_violation": min_violation(sums.counts_E),
+        "router/average_violation": average_violation(sums.counts_E),
         "router/load_cv": load_cv(sums.counts_E),
         "router/max_load": max_load(sums.counts_E),
         "router/dead_fraction": dead_fraction(sums.counts_E),
@@ -127,8 +158,11 @@ def router_health(sums: RouterSums) -> dict[str, Floats]:
         "router/experts_per_token": num_experts,
         "router/experts_per_token_std": experts_per_token_std(sums.experts_sq_sum, num_experts, sums.num_tokens),
         "router/z": sums.z_sum / sums.num_tokens,
+        "router/logsumexp": sums.logsumexp_sum / sums.num_tokens,
         "router/top_k_mass": sums.top_k_mass_sum / sums.num_tokens,
         "router/margin": sums.margin_sum / sums.num_tokens,
         "router/max_logit": sums.max_logit,
+        "router/logit_rms": np.sqrt(sums.logit_sq_sum / (sums.num_tokens * sums.prob_sum_E.shape[-1])),
         "router/bias_range": sums.bias_range,
+        "router/mean_load": sums.counts_E.mean(axis=-1),
     }

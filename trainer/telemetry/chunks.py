@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trainer.config.run import DomainEvaluation
 from trainer.durable import commit, temporary_name
-from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
 
 TELEMETRY_FOLDER = "telemetry"
 
@@ -33,7 +33,7 @@ class StepBlock:
 
     Attributes:
         steps, tokens, time_ms: int64 [S].
-        scalars: `catalog.SCALARS` name -> float64 [S].
+        scalars: `catalog.SCALARS` name -> float64 [S]. Where updates are measured, those of `UPDATE_SCALARS` too.
         router: `catalog.ROUTER_SCALARS` name -> float64 [S, L]; empty for a dense model. Where the experts are
             quantised, those of `QUANTIZATION_SCALARS` too.
         loads_E: int64 [S, L, E].
@@ -119,7 +119,8 @@ def _scalar_table(blocks: Sequence[StepBlock]) -> pa.Table:
         "tokens": np.concatenate([block.tokens for block in blocks]),
         "time_ms": np.concatenate([block.time_ms for block in blocks]),
     }
-    columns |= {name: np.concatenate([block.scalars[name] for block in blocks]) for name in SCALARS}
+    names = (*SCALARS, *(name for name in UPDATE_SCALARS if name in blocks[0].scalars))
+    columns |= {name: np.concatenate([block.scalars[name] for block in blocks]) for name in names}
     return pa.table(columns)
 
 

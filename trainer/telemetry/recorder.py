@@ -14,10 +14,14 @@ from trainer.config import TrainConfig
 from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.run import DomainEvaluation
 from trainer.errors import TrainingDiverged
-from trainer.metrics.catalog import SCALARS
+from trainer.gradient_norms import ROLES
+from trainer.metrics.alarm_rules import watched_metrics
+from trainer.metrics.catalog import ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
+from trainer.metrics.history import RunHistory
 from trainer.metrics.quantization import quantization_losses
 from trainer.metrics.router_health import router_health
 from trainer.metrics.throughput import TrainingClock, tokens_per_s
+from trainer.telemetry.alarms import ALARMS_FILE, AlarmRecorder
 from trainer.telemetry.chunks import ChunkWriter, StepBlock, delete_chunks_after
 from trainer.telemetry.progress import Progress, write_progress
 from trainer.telemetry.spike_events import SPIKES_FILE, ObservedStep, Samples, SpikeRecorder
@@ -66,6 +70,10 @@ class Telemetry:
         self._on_progress = on_progress
         self._chunks = None if folder is None else ChunkWriter(folder, layers=layers)
         self._spikes = SpikeRecorder(folder, samples_of_step=samples_of_step)
+        self._alarms = AlarmRecorder(folder, watched=watched_metrics(config), layers=layers)
+        self._history = RunHistory(
+            num_layers=len(layers), num_experts=config.model.moe.num_experts if config.model.moe else 0
+        )
         self.tail = TailMeans(num_steps=config.num_steps, layers=self._layers)
         self.buffer = StepBuffer(
             log_every_steps=config.loop.log_every_steps,
@@ -91,6 +99,11 @@ class Telemetry:
     def num_spikes(self) -> int:
         """Spikes detected so far."""
         return self._spikes.num_spikes
+
+    @property
+    def stopped_by(self) -> str | None:
+        """What a rule of the config has the run end for, in words; None while it may go on."""
+        return self._alarms.stopped_by
 
     def step_done(self, *, lr: float) -> None:
         """Note that the open row of the buffer is complete. Host work only."""
@@ -124,6 +137,7 @@ class Telemetry:
         if self._chunks is not None:
             self._chunks.add_steps(block)
         self.num_skipped_steps += int(rows.skipped[:num_good].sum())
+        self._alarms.observe(block, num_good)
         for index in range(num_good):
             self._observe(block, index)
         self._step += len(rows.loss)
@@ -170,6 +184,8 @@ class Telemetry:
         """Return what a resumed run needs to record as if it had not been interrupted, as JSON values."""
         return {
             "spikes": self._spikes.state(),
+            "alarms": self._alarms.state(),
+            "history": self._history.state(),
             "tail": self.tail.state(),
             "bits_per_byte": self._bits_per_byte,
             "num_skipped_steps": self.num_skipped_steps,
@@ -179,6 +195,8 @@ class Telemetry:
         """Put back what `state` returned after `step`."""
         self._step = step
         self._spikes.restore(state["spikes"], step=step)
+        self._alarms.restore(state["alarms"], step=step)
+        self._history.restore(state["history"])
         self.tail.restore(state["tail"])
         self._bits_per_byte = state["bits_per_byte"]
         self.num_skipped_steps = state["num_skipped_steps"]
@@ -190,6 +208,7 @@ class Telemetry:
         each = np.ones(num_steps)
         scalars = {
             "train/loss": rows.loss[kept],
+            "train/loss_rise": self._history.rises(rows.loss[kept]),
             "train/balancing_loss": rows.balancing_loss[kept],
             "train/skipped_step": rows.skipped[kept],
             "optimizer/lr": np.array(self._lrs[kept]),
@@ -197,11 +216,18 @@ class Telemetry:
             "throughput/step_duration_s": each * duration_s / len(rows.loss),
             "throughput/tokens_per_s": each * tokens_per_s(len(rows.loss) * self._config.step_tokens, duration_s),
         }
+        scalars |= {f"optimizer/{role}_grad_norm": rows.groups[kept, index] for index, role in enumerate(ROLES)}
         assert scalars.keys() == set(SCALARS), "the catalogue and the telemetry name the same scalars"
+        if self._config.loop.measure_updates_every_steps is not None:
+            scalars |= {name: rows.ratios[kept, index] for index, name in enumerate(UPDATE_SCALARS)}
         router: dict[str, NDArray[np.float64]] = {}
         loads_E = np.zeros((num_steps, 0, 0), dtype=np.int64)
         if rows.router is not None:
             router = {name: values[kept] for name, values in router_health(rows.router).items()}
+            router |= self._history.loads(rows.router.counts_E[kept])
+            by_layer = rows.groups[kept, len(ROLES) :]
+            router["router/grad_norm"], router["router/expert_grad_norm"] = np.split(by_layer, 2, axis=1)
+            assert router.keys() == set(ROUTER_SCALARS), "the catalogue and the telemetry name the same metrics"
             if rows.casts is not None:
                 router |= quantization_losses(rows.casts[kept])
             loads_E = rows.router.counts_E[kept]
@@ -271,10 +297,11 @@ class Telemetry:
 
 
 def delete_telemetry_after(folder: Path, step: int) -> None:
-    """Delete chunks that start after `step`, which a resumed run writes anew; with -1 everything, spikes included."""
+    """Delete chunks that start after `step`, which a resumed run writes anew; with -1 everything, events included."""
     delete_chunks_after(folder, step)
     if step < 0:
-        (folder / SPIKES_FILE).unlink(missing_ok=True)
+        for name in (SPIKES_FILE, ALARMS_FILE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _now_ms() -> int:

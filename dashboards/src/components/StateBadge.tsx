@@ -36,6 +36,7 @@ const TONES: Readonly<Record<string, string>> = {
 
 const CAUSES: Readonly<Record<string, string>> = {
   asha: "by ASHA",
+  stop_rule: "by a rule",
   diverged: "diverged",
   out_of_memory: "out of memory",
   invalid_config: "invalid configuration",
