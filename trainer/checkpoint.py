@@ -12,14 +12,14 @@ A reader sees a whole checkpoint or none; `verify` reads every byte before a ten
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from trainer.checkpoint_manifest import (
     CHECKPOINTS_FOLDER,
@@ -30,12 +30,23 @@ from trainer.checkpoint_manifest import (
     verify_checkpoint,
     write_manifest,
 )
+from trainer.checkpoint_tensors import (
+    MODEL,
+    OPTIMIZER,
+    load_optimizer_file,
+    model_tensors,
+    optimizer_state,
+    put_model,
+    put_optimizer,
+    put_update,
+    update_tensors,
+)
 from trainer.config import TrainConfig
+from trainer.config.fork import flat
 from trainer.durable import commit, fsync_path, temporary_name
-from trainer.errors import CheckpointInvalid, ResumeMismatch
+from trainer.errors import ResumeMismatch
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_UPDATE_PREFIX = "update."
+STATE = "state.json"
 
 
 def save_checkpoint(
@@ -74,9 +85,9 @@ def save_checkpoint(
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    tensors, groups = _optimizer_state(model, optimizer)
-    tensors |= {name: buffer.detach().cpu().contiguous() for name, buffer in _update_buffers(update).items()}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model)}
+    tensors, groups = optimizer_state(model, optimizer)
+    tensors |= {name: buffer.detach().cpu().contiguous() for name, buffer in update_tensors(update).items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model_tensors(model)}
     try:
         save_file(weights, temporary / MODEL)
         save_file(tensors, temporary / OPTIMIZER)
@@ -128,22 +139,19 @@ def load_checkpoint(
         ResumeMismatch: it is of another config or of other data; the message names each difference.
     """
     manifest = verify_checkpoint(path)
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    _check_same_run(path, manifest, state["config"], config=config, data_fingerprint=data_fingerprint)
-    stored = load_file(path / MODEL)
-    expected = dict(_model_tensors(model))
-    _check_same_tensors(path / MODEL, stored, expected)
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(stored[name])
-    tensors = load_file(path / OPTIMIZER)
-    buffers = _update_buffers(update)
-    kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_UPDATE_PREFIX)}
-    _check_same_tensors(path / OPTIMIZER, kept, buffers)
-    for name, buffer in buffers.items():
-        buffer.copy_(kept[name])
-    _load_optimizer(path / OPTIMIZER, tensors, model, optimizer, state["optimizer_groups"])
+    state = read_state(path)
+    _check_same_config(path, manifest, state["config"], config=config)
+    check_same_data(path, manifest, data_fingerprint)
+    put_model(path, model)
+    tensors, learned = load_optimizer_file(path)
+    put_update(path, learned, update_tensors(update))
+    put_optimizer(path, tensors, model, optimizer, state["optimizer_groups"])
     return manifest, state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint that was verified holds besides tensors."""
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def remove_unfinished(run_folder: Path) -> None:
@@ -152,106 +160,26 @@ def remove_unfinished(run_folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield each distinct parameter and persistent buffer once, under its first name."""
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
-
-
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the state tensors by name, and the groups' options (numbers and strings)."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"the optimizer keeps {key!r} as {type(value).__name__}; checkpoints hold tensors only, make it one"
-                )
-            tensors[f"{names[id(parameter)]}/{key}"] = value.detach().cpu().contiguous()
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return tensors, groups
-
-
-def _update_buffers(update: nn.Module | None) -> dict[str, Tensor]:
-    return {} if update is None else {f"{_UPDATE_PREFIX}{name}": buffer for name, buffer in update.named_buffers()}
-
-
-def _load_optimizer(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    groups: list[dict[str, Any]],
-) -> None:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    if len(groups) != len(optimizer.param_groups):
-        raise CheckpointInvalid(
-            f"{path} is of {len(groups)} parameter groups, this run has {len(optimizer.param_groups)}"
-        )
-    state: dict[int, dict[str, Tensor]] = {}
-    index_of = {name: index for index, name in enumerate(order)}
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in index_of:
-            raise CheckpointInvalid(f"{path} has {full_name!r}, which is no parameter of this run's model")
-        state.setdefault(index_of[name], {})[key] = tensor
-    numbers = iter(range(len(order)))
-    merged = [
-        {
-            # JSON has no tuples; torch wants its own types back.
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()},
-            "params": [next(numbers) for _ in group["params"]],
-        }
-        for stored, group in zip(groups, optimizer.param_groups, strict=True)
+def _check_same_config(path: Path, manifest: Manifest, stored_config: dict[str, Any], *, config: TrainConfig) -> None:
+    if manifest.config_fingerprint == config.fingerprint():
+        return
+    ours, theirs = flat(config.model_dump(mode="json")), flat(stored_config)
+    absent = "(absent)"
+    differences = [
+        f"{name}: checkpoint {theirs.get(name, absent)}, this run {ours.get(name, absent)}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name, absent) != theirs.get(name, absent)
     ]
-    optimizer.load_state_dict({"state": state, "param_groups": merged})
+    raise ResumeMismatch(
+        f"{path} was written with another config ({'; '.join(differences)}); "
+        "resume with the same config, fork from it, or start a new run"
+    )
 
 
-def _check_same_run(
-    path: Path, manifest: Manifest, stored_config: dict[str, Any], *, config: TrainConfig, data_fingerprint: str
-) -> None:
-    if manifest.config_fingerprint != config.fingerprint():
-        ours, theirs = _flat(config.model_dump(mode="json")), _flat(stored_config)
-        absent = "(absent)"
-        differences = [
-            f"{name}: checkpoint {theirs.get(name, absent)}, this run {ours.get(name, absent)}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name, absent) != theirs.get(name, absent)
-        ]
-        raise ResumeMismatch(
-            f"{path} was written with another config ({'; '.join(differences)}); "
-            "resume with the same config, or start a new run"
-        )
+def check_same_data(path: Path, manifest: Manifest, data_fingerprint: str) -> None:
+    """Raise ResumeMismatch, with both fingerprints, unless a checkpoint was trained on these data."""
     if manifest.data_fingerprint != data_fingerprint:
         raise ResumeMismatch(
             f"{path} was trained on other data (data fingerprint: checkpoint {manifest.data_fingerprint}, "
             f"this run {data_fingerprint}); restore the corpora and tokenizer it was trained on, or start a new run"
         )
-
-
-def _check_same_tensors(path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    if stored.keys() != expected.keys():
-        missing, unknown = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
-        raise CheckpointInvalid(f"{path}: missing tensors {missing}, unknown tensors {unknown}")
-    for name, tensor in expected.items():
-        if stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
-            raise CheckpointInvalid(
-                f"{path}: {name} is {tuple(stored[name].shape)} {stored[name].dtype}, "
-                f"the model has {tuple(tensor.shape)} {tensor.dtype}"
-            )
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, str]:
-    """Return dotted path -> JSON of every leaf."""
-    if isinstance(value, dict) and value:
-        return {path: leaf for key, item in value.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
-    if isinstance(value, list) and value:
-        return {path: leaf for i, item in enumerate(value) for path, leaf in _flat(item, f"{prefix}{i}.").items()}
-    return {prefix.removesuffix("."): json.dumps(value)}

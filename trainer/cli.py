@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
@@ -19,6 +21,7 @@ from rich.table import Table
 from trainer.config import TrainConfig
 from trainer.config.run import LookaheadProbe, RunReport, RunRequest, RunSummary
 from trainer.config_file import ConfigRejected, find_config
+from trainer.errors import EvenloadError
 from trainer.interop.commands import export_command, import_command
 from trainer.model.size import model_size
 from trainer.presets import preset_names
@@ -48,18 +51,28 @@ main.add_command(import_command)
 main.add_command(replay_command)
 
 
-@main.command()
-@CONFIG_ARGUMENT
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Continue from the newest sound checkpoint in the folder.")
-@click.option(
+OUT_OPTION = click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
+)
+THREADS_OPTION = click.option(
     "--threads",
     type=click.IntRange(min=1),
     default=None,
     help="Torch threads; default: OMP_NUM_THREADS, or the machine's cores.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder of token caches.")
+DEVICE_OPTION = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+CACHE_OPTION = click.option(
+    "--cache", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder of token caches."
+)
+
+
+@main.command()
+@CONFIG_ARGUMENT
+@OUT_OPTION
+@click.option("--resume", is_flag=True, help="Continue from the newest sound checkpoint in the folder.")
+@THREADS_OPTION
+@DEVICE_OPTION
+@CACHE_OPTION
 @JSON_OPTION
 def train(
     config_name: str,
@@ -108,6 +121,39 @@ def train(
         run(request, reports.append, on_progress=on_progress)
         bar.update(task, completed=reports[-1].step)
     _end(reports[-1], received=received, console=console, config_name=config_name, out=out, as_json=as_json)
+
+
+@main.command()
+@click.argument("run", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--at", "step", required=True, type=click.IntRange(min=0), help="Step of the checkpoint to go on from.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="PATH=VALUE", help="A value that differs, e.g. optimizer.lr=1e-4."
+)
+@OUT_OPTION
+@THREADS_OPTION
+@DEVICE_OPTION
+@CACHE_OPTION
+@JSON_OPTION
+@click.pass_context
+def fork(context: click.Context, run: Path, step: int, changes: tuple[str, ...], out: Path, **options: Any) -> None:
+    """Train on from a checkpoint of RUN (its folder), under values of its own, into --out.
+
+    Weights, optimizer states and the place in the data are the checkpoint's. The config is left in OUT/fork.yaml;
+    `evenload train OUT/fork.yaml --out OUT --resume` goes on with it after an interruption.
+    """
+    from trainer.config.fork import parsed_change
+    from trainer.fork import local_fork
+
+    try:
+        config = local_fork(run.absolute(), step=step, changes=dict(map(parsed_change, changes)))
+    except EvenloadError as error:
+        raise Rejected(str(error)) from error
+    if (out / "config.json").exists():
+        raise Rejected(f"{out} already holds a run; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "fork.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    context.invoke(train, config_name=str(path), out=out, resume=False, **options)
 
 
 @main.command()

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trainer.checkpoint import MODEL, OPTIMIZER
 from trainer.checkpoint_manifest import checkpoint_folder, checkpoints_of, read_manifest, verify_checkpoint
+from trainer.checkpoint_tensors import MODEL, OPTIMIZER
 from trainer.config.run import CheckpointReport, RunReport, RunRequest
 from trainer.errors import CheckpointInvalid, EvenloadError
 from trainer.recorded_run import (

@@ -10,11 +10,13 @@ import torch
 
 from trainer.balancing.build import build_balancers
 from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
-from trainer.checkpoint_manifest import checkpoint_folder
+from trainer.checkpoint_manifest import Manifest, checkpoint_folder
 from trainer.config import TrainConfig
 from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary, StartReport
+from trainer.config.start import ForkStartConfig
 from trainer.environment import write_environment
 from trainer.evaluation import evaluate
+from trainer.fork import load_fork, open_fork
 from trainer.lookahead import measure_lookahead
 from trainer.metrics.throughput import TrainingClock, tokens_per_s
 from trainer.model.build import build_model
@@ -100,6 +102,8 @@ class Training:
         )
         if resume_from is not None:
             self._resume(resume_from)
+        elif isinstance(config.start, ForkStartConfig):
+            self._fork(cache_folder)
         if world.is_main:
             write_environment(
                 folder,
@@ -257,10 +261,7 @@ class Training:
             optimizer=self._optimizer,
             update=self._update,
         )
-        here, there = (self._world.world_size, torch.get_num_threads()), (manifest.world_size, manifest.num_threads)
-        if here != there:
-            logger.warning("%s was written by %d workers of %d threads: the resume is not bit-exact", path, *there)
-        self.step = manifest.step
+        self._put_back(path, manifest, state)
         self.checkpoint = CheckpointReport(
             step=manifest.step,
             tokens=manifest.tokens,
@@ -268,13 +269,41 @@ class Training:
             manifest_sha256=manifest.sha256,
             duration_s=0.0,
         )
+        self._start = None if state["start"] is None else StartReport.model_validate(state["start"])
+
+    def _fork(self, cache_folder: Path) -> None:
+        source = open_fork(self._config)
+        parent, config = source.config, self._config
+        data = self._data if parent.data == config.data else open_data(parent, cache_folder=cache_folder)
+        state = load_fork(
+            source,
+            config=config,
+            parent_data_fingerprint=data.fingerprint,
+            model=self._model,
+            optimizer=self._optimizer,
+            update=self._update,
+        )
+        new: dict[str, Any] = self.telemetry.state()
+        if parent.num_steps != config.num_steps:
+            # The last steps of another length: what was averaged so far is not of them.
+            state["telemetry"]["tail"] = new["tail"]
+        rules = {"warn_when", "stop_when"}
+        if parent.model_dump(include=rules) != config.model_dump(include=rules):
+            state["telemetry"]["alarms"] = new["alarms"]
+        self._put_back(source.path, source.manifest, state)
+
+    def _put_back(self, path: Path, manifest: Manifest, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was written: all but tensors."""
+        here, there = (self._world.world_size, torch.get_num_threads()), (manifest.world_size, manifest.num_threads)
+        if here != there:
+            logger.warning("%s was written by %d workers of %d threads: the resume is not bit-exact", path, *there)
+        self.step = manifest.step
         self.clock.resume_from(state["training_duration_s"])
         self.telemetry.restore(state["telemetry"], step=self.step)
         restore_random_state(state["random_states"], self._world)
         self._initial = _evaluation(state["initial_evaluation"])
         self._last = _evaluation(state["last_evaluation"])
         self._last_step = state["last_evaluation_step"]
-        self._start = None if state["start"] is None else StartReport.model_validate(state["start"])
 
 
 def _bits_per_byte(evaluation: Evaluation) -> dict[str, float]:

@@ -3,10 +3,19 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from trainer.config.model import ModelConfig
 from trainer.config.section import Section
+
+
+def _absolute(path: str) -> str:
+    if not PurePosixPath(path).is_absolute():
+        raise ValueError(f"{path!r} is relative, and workers run elsewhere; give the absolute path")
+    return path
+
+
+AbsolutePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_absolute)]
 
 
 class ScratchStartConfig(Section):
@@ -23,7 +32,7 @@ class SourceSection(Section):
     case. Selection biases that the weights lack start at 0.
     """
 
-    path: str = Field(min_length=1, max_length=4096)
+    path: AbsolutePath
     """Absolute, and visible to every worker."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
@@ -31,13 +40,6 @@ class SourceSection(Section):
     changed: Annotated[tuple[str, ...], Field(max_length=64)] = ()
     """Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
     `data.tokenizer`."""
-
-    @field_validator("path")
-    @classmethod
-    def _is_absolute(cls, path: str) -> str:
-        if not PurePosixPath(path).is_absolute():
-            raise ValueError(f"{path!r} is relative, and workers run elsewhere; give the absolute path")
-        return path
 
 
 class CheckpointStartConfig(SourceSection):
@@ -111,8 +113,24 @@ class UpcycleStartConfig(SourceSection):
     method: UpcycleMethodConfig = CopyMethodConfig()
 
 
+class ForkStartConfig(Section):
+    """A checkpoint of another run, with all it holds: the run goes on from its step under values of its own.
+
+    Weights, optimizer states, the place in the data, random states and telemetry are those of the checkpoint; what may
+    differ from its run is in `trainer.config.fork`. Without a difference the steps are the other run's, bit for bit.
+    """
+
+    kind: Literal["fork"] = "fork"
+    path: AbsolutePath
+    """Folder of the checkpoint; absolute, and visible to every worker."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the checkpoint's manifest.json."""
+    step: int = Field(ge=0)
+    """Of the checkpoint: updates done."""
+
+
 StartConfig = Annotated[
-    ScratchStartConfig | CheckpointStartConfig | HuggingFaceStartConfig | UpcycleStartConfig,
+    ScratchStartConfig | CheckpointStartConfig | HuggingFaceStartConfig | UpcycleStartConfig | ForkStartConfig,
     Field(discriminator="kind"),
 ]
 

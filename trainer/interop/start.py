@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.checkpoint import MODEL, STATE
+from trainer.checkpoint import STATE
 from trainer.checkpoint_manifest import MANIFEST_FILE, newest_valid_checkpoint, verify_checkpoint
+from trainer.checkpoint_tensors import MODEL
 from trainer.config import TrainConfig
 from trainer.config.model import ModelConfig
 from trainer.durable import write_durably

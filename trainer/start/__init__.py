@@ -11,6 +11,7 @@ STARTS: Registry["Start"] = Registry(
     "start",
     {
         "checkpoint": "trainer.start.same_model:SameModel",
+        "fork": "trainer.start.fork:Fork",
         "hugging_face": "trainer.start.same_model:SameModel",
         "scratch": "trainer.start.scratch:Scratch",
         "upcycle": "trainer.start.upcycle:Upcycle",

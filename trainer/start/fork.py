@@ -1,0 +1,29 @@
+"""A run that goes on from a checkpoint of another one, under values of its own."""
+
+from safetensors.torch import load_file
+
+from trainer.checkpoint_tensors import MODEL
+from trainer.config import TrainConfig
+from trainer.config.run import StartReport
+from trainer.config.start import ForkStartConfig
+from trainer.fork import open_fork
+from trainer.model.transformer import Transformer
+from trainer.start.base import Start
+from trainer.start.tensors import put_tensors
+
+
+class Fork(Start):
+    """Takes the weights of the checkpoint. All else that it holds is put back by `trainer.training`, as at a resume."""
+
+    def __init__(self, config: ForkStartConfig) -> None:
+        self.config = config
+
+    def apply(self, config: TrainConfig, model: Transformer) -> StartReport:
+        source = open_fork(config)
+        put_tensors(model, load_file(source.path / MODEL), origin=f"start.path={self.config.path}")
+        return StartReport(
+            kind=self.config.kind,
+            path=self.config.path,
+            sha256=self.config.sha256,
+            origin=f"run {source.path.parent.parent.name}, step {self.config.step}",
+        )
