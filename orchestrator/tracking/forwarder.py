@@ -1,10 +1,9 @@
 """The forwarder: brings trials to MLflow. It can be behind, never wrong.
 
-`python -m orchestrator.tracking.forwarder`. The only place that imports mlflow. MLflow keeps one row per (run, key,
-timestamp, step, value), so sending a point again changes nothing; what was acknowledged is noted in the `tracking`
-table afterwards, so a crash at any point, of either side, leads to a resend and to no duplicate. Steps are sent once
-they are final: up to the trial's last committed checkpoint while it lives, all of them when it has ended. A retried
-trial goes on in the same MLflow run.
+`python -m orchestrator.tracking.forwarder`. MLflow keeps one row per (run, key, timestamp, step, value), so sending a
+point again changes nothing; what was acknowledged is noted in the `tracking` table afterwards, so a crash at any point,
+of either side, leads to a resend and to no duplicate. Steps are sent once they are final: up to the trial's last
+committed checkpoint while it lives, all of them when it has ended. A retried trial goes on in the same MLflow run.
 """
 
 import itertools
@@ -13,42 +12,25 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import mlflow.exceptions
-import requests
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.tracking import MlflowClient
+from typing import Any
 
 from orchestrator import home as layout
 from orchestrator.errors import StoreUnavailable, TrackingUnavailable
 from orchestrator.states import is_terminal
-from orchestrator.store.records import ExperimentRecord, TrackingRecord, TrialRecord
+from orchestrator.store.records import CheckpointRecord, ExperimentRecord, TrackingRecord, TrialRecord
 from orchestrator.store.session import Database, database_url, open_database
 from orchestrator.tracking import record, server
-from orchestrator.tracking.record import Point
+from orchestrator.tracking.artifacts import write_artifacts, write_spec
+from orchestrator.tracking.remote import TIMEOUT_S, Refused, Remote, RunDeleted
 from orchestrator.tracking.series import RunFolder, Source
 from trainer.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _INTERVAL_S = 2.0
 _MAX_BACKOFF_S = 60.0
-_MAX_METRICS = 1000
-_MAX_PARAMS = 100
 _NICENESS = 10
-_HTTP = {
-    # MLflow's own retries would hide an outage for minutes; ours outlast any.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-}
 
 
 class Forwarder:
@@ -58,16 +40,16 @@ class Forwarder:
         database: of the installation.
         root: the home folder.
         uri: of the server.
+        timeout_s: how long one request may take.
     """
 
-    def __init__(self, database: Database, root: Path, uri: str) -> None:
-        # MLflow's client takes these from nowhere else.
-        os.environ.update(_HTTP)
+    def __init__(self, database: Database, root: Path, uri: str, *, timeout_s: int = TIMEOUT_S) -> None:
         self.uri = uri
         self._database = database
         self._root = root
-        self._client = MlflowClient(tracking_uri=uri)
+        self._remote = Remote(uri, timeout_s=timeout_s)
         self._parents: dict[str, str] = {}
+        self._refused: set[str] = set()
 
     def round(self) -> int:
         """Forwards what has become final since the last round; returns how many trials are not wholly forwarded yet.
@@ -83,6 +65,21 @@ class Forwarder:
         return remaining
 
     def _forward(self, trial: TrialRecord) -> bool:
+        """Returns whether the trial is wholly forwarded."""
+        try:
+            return self._forward_trial(trial)
+        except RunDeleted:
+            logger.warning("the MLflow run of trial %s was deleted; it is not forwarded again", trial.id)
+            self._save(trial, None, {}, finished=True)
+            return True
+        except Refused as error:
+            # One trial that MLflow will not have must not hold up the others. It is tried again every round.
+            if trial.id not in self._refused:
+                logger.warning("MLflow refuses trial %s: %s", trial.id, error)
+            self._refused.add(trial.id)
+            return False
+
+    def _forward_trial(self, trial: TrialRecord) -> bool:
         with self._database.read() as work:
             experiment = work.experiments.get(trial.experiment_id)
             runs = work.runs.of_trial(trial.id)
@@ -90,66 +87,73 @@ class Forwarder:
             tracking = work.tracking.get(trial.id)
         source = Source(id=trial.id, runs=tuple(RunFolder(run.id, self._root / run.folder) for run in runs))
         environment = next((run.environment for run in reversed(runs) if run.environment is not None), None)
-        tags = record.tags(experiment, trial, environment)
-        try:
-            run_id = self._ensure_run(experiment, trial, tags, tracking)
-            positions = dict(tracking.positions) if tracking is not None else {}
-            if "params" not in positions:
-                self._log_params(run_id, record.params(trial))
-                positions["params"] = True
+        tags = record.tags(experiment, trial, environment, num_runs=len(runs))
+        config = TrainConfig.model_validate(trial.config)
+        mlflow_experiment_id = self._ensure_experiment(experiment)
+        run_id = self._ensure_run(experiment, mlflow_experiment_id, trial, tags, tracking)
+        positions = dict(tracking.positions) if tracking is not None else {}
+        if "params" not in positions:
+            self._remote.log_params(run_id, record.params(trial))
+            positions["params"] = True
+            self._save(trial, run_id, positions)
+        if "data" not in positions and environment is not None:
+            self._remote.log_data(run_id, record.data(config, environment))
+            positions["data"] = True
+            self._save(trial, run_id, positions)
+        ended = is_terminal(trial.state)
+        until = None if ended else (checkpoint.step if checkpoint is not None else -1)
+        after = positions.get("step", -1)
+        if until is None or until > after:
+            self._remote.log_points(
+                run_id,
+                itertools.chain(
+                    record.step_points(source, config, after=after, until=until),
+                    record.evaluation_points(source, after=after, until=until),
+                    record.machine_points(source, after=after, until=until),
+                ),
+            )
+            self._remote.log_tags(run_id, tags)
+            if until is not None:
+                positions["step"] = until
                 self._save(trial, run_id, positions)
-            ended = is_terminal(trial.state)
-            until = None if ended else (checkpoint.step if checkpoint is not None else -1)
-            after = positions.get("step", -1)
-            config = TrainConfig.model_validate(trial.config)
-            if until is None or until > after:
-                self._log_points(
-                    run_id,
-                    itertools.chain(
-                        record.step_points(source, config, after=after, until=until),
-                        record.evaluation_points(source, after=after, until=until),
-                    ),
-                )
-                if until is not None:
-                    positions["step"] = until
-                    self._save(trial, run_id, positions)
-            if ended:
-                self._finish(run_id, trial, source, tags)
-                self._save(trial, run_id, positions, finished=True)
-            return ended
-        except _Deleted:
-            logger.warning("the MLflow run of trial %s was deleted; it is not forwarded again", trial.id)
-            self._save(trial, None, {}, finished=True)
-            return True
+        if ended:
+            self._finish(mlflow_experiment_id, run_id, trial, source, checkpoint)
+            self._save(trial, run_id, positions, finished=True)
+        return ended
 
-    def _finish(self, run_id: str, trial: TrialRecord, source: Source, tags: dict[str, str]) -> None:
-        self._log_points(run_id, record.summary_points(trial))
+    def _finish(
+        self,
+        mlflow_experiment_id: str,
+        run_id: str,
+        trial: TrialRecord,
+        source: Source,
+        checkpoint: CheckpointRecord | None,
+    ) -> None:
+        self._remote.log_points(run_id, record.summary_points(trial))
         with tempfile.TemporaryDirectory(prefix="evenload-artifacts-") as folder:
-            for path in record.write_artifacts(source, trial, Path(folder)):
-                self._call(self._client.log_artifact, run_id, str(path))
-        self._call(self._client.log_batch, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        self._call(
-            self._client.set_terminated, run_id, status=record.status(trial.state), end_time=trial.finished_at_ms
-        )
+            write_artifacts(source, trial, Path(folder))
+            self._remote.log_artifacts(run_id, Path(folder))
+        if checkpoint is not None:
+            self._remote.log_model(mlflow_experiment_id, run_id, record.trained_model(trial, checkpoint))
+        self._remote.end_run(run_id, status=record.status(trial.state), end_ms=trial.finished_at_ms)
 
     def _ensure_run(
         self,
         experiment: ExperimentRecord,
+        mlflow_experiment_id: str,
         trial: TrialRecord,
         tags: dict[str, str],
         tracking: TrackingRecord | None,
     ) -> str:
         if tracking is not None and tracking.mlflow_run_id is not None:
             return tracking.mlflow_run_id
-        mlflow_experiment_id = self._ensure_experiment(experiment)
-        parent = self._ensure_parent(experiment, mlflow_experiment_id)
-        run_id = self._find_or_create(
+        run_id = self._remote.run(
             mlflow_experiment_id,
             key="evenload.trial_id",
             value=trial.id,
             name=record.run_name(trial),
             start_ms=trial.started_at_ms or trial.created_at_ms,
-            tags={**tags, "mlflow.parentRunId": parent},
+            tags={**tags, "mlflow.parentRunId": self._ensure_parent(experiment, mlflow_experiment_id)},
         )
         self._save(trial, run_id, {})
         return run_id
@@ -158,44 +162,21 @@ class Forwarder:
         if experiment.mlflow_experiment_id is not None:
             return experiment.mlflow_experiment_id
         # The id makes the name unique, and creating it twice impossible.
-        name = f"{experiment.name} ({experiment.id})"
-        there = self._call(self._client.get_experiment_by_name, name)
-        found: str = there.experiment_id if there is not None else self._call(self._client.create_experiment, name)
+        found = self._remote.experiment(f"{experiment.name} ({experiment.id})")
         self._database.run(lambda work: work.experiments.set_mlflow_experiment(experiment.id, found))
         return found
 
     def _ensure_parent(self, experiment: ExperimentRecord, mlflow_experiment_id: str) -> str:
         if experiment.id not in self._parents:
-            self._parents[experiment.id] = self._find_or_create(
+            self._parents[experiment.id] = self._remote.run(
                 mlflow_experiment_id,
                 key="evenload.parent_of",
                 value=experiment.id,
                 name=experiment.name,
                 start_ms=experiment.created_at_ms,
-                tags={"evenload.experiment_id": experiment.id, "evenload.kind": "experiment"},
+                tags=record.parent_tags(experiment),
             )
         return self._parents[experiment.id]
-
-    def _find_or_create(
-        self, mlflow_experiment_id: str, *, key: str, value: str, name: str, start_ms: int, tags: dict[str, str]
-    ) -> str:
-        """MLflow gives out run ids itself, so a run that a lost answer left behind is found by its tag."""
-        there = self._call(
-            self._client.search_runs,
-            [mlflow_experiment_id],
-            filter_string=f"tags.`{key}` = '{value}'",
-            max_results=1,
-        )
-        if there:
-            return there[0].info.run_id
-        run = self._call(
-            self._client.create_run,
-            mlflow_experiment_id,
-            start_time=start_ms,
-            tags={key: value, **tags},
-            run_name=name,
-        )
-        return run.info.run_id
 
     def _close_parents(self) -> None:
         """Ends the parent run of every experiment that is over and wholly forwarded."""
@@ -205,10 +186,15 @@ class Forwarder:
         for experiment in experiments:
             if is_terminal(experiment.state) and experiment.id not in open_experiments:
                 run_id = self._parents[experiment.id]
-                tags = [RunTag("evenload.state", experiment.state.value), RunTag("evenload.reason", experiment.reason)]
-                self._call(self._client.log_batch, run_id, tags=tags)
                 status = {"completed": "FINISHED", "cancelled": "KILLED"}.get(experiment.state.value, "FAILED")
-                self._call(self._client.set_terminated, run_id, status=status, end_time=experiment.finished_at_ms)
+                try:
+                    with tempfile.TemporaryDirectory(prefix="evenload-artifacts-") as folder:
+                        write_spec(experiment, Path(folder))
+                        self._remote.log_artifacts(run_id, Path(folder))
+                    self._remote.log_tags(run_id, record.parent_tags(experiment))
+                    self._remote.end_run(run_id, status=status, end_ms=experiment.finished_at_ms)
+                except RunDeleted:
+                    logger.warning("the MLflow run of experiment %s was deleted", experiment.id)
                 del self._parents[experiment.id]
 
     def reopen_parents(self) -> None:
@@ -221,23 +207,12 @@ class Forwarder:
                 if (cursor := page.next_cursor) is None:
                     break
         for experiment in experiments:
-            there = self._call(
-                self._client.search_runs,
-                [experiment.mlflow_experiment_id],
-                filter_string=f"tags.`evenload.parent_of` = '{experiment.id}' and attributes.status = 'RUNNING'",
-                max_results=1,
+            assert experiment.mlflow_experiment_id is not None
+            there = self._remote.find_run(
+                experiment.mlflow_experiment_id, key="evenload.parent_of", value=experiment.id, only_running=True
             )
-            if there:
-                self._parents[experiment.id] = there[0].info.run_id
-
-    def _log_params(self, run_id: str, values: dict[str, str]) -> None:
-        for batch in _batches(values.items(), _MAX_PARAMS):
-            self._call(self._client.log_batch, run_id, params=[Param(key, value) for key, value in batch])
-
-    def _log_points(self, run_id: str, points: Iterable[Point]) -> None:
-        for batch in _batches(points, _MAX_METRICS):
-            metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in batch]
-            self._call(self._client.log_batch, run_id, metrics=metrics)
+            if there is not None:
+                self._parents[experiment.id] = there
 
     def _save(
         self, trial: TrialRecord, run_id: str | None, positions: dict[str, Any], *, finished: bool = False
@@ -245,26 +220,6 @@ class Forwarder:
         self._database.run(
             lambda work: work.tracking.save(trial.id, mlflow_run_id=run_id, positions=positions, finished=finished)
         )
-
-    def _call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        try:
-            return function(*arguments, **options)
-        except mlflow.exceptions.MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise _Deleted(str(error)) from error
-            raise TrackingUnavailable(f"{self.uri}: {str(error).splitlines()[0][:300]}") from error
-        except (requests.RequestException, OSError) as error:
-            raise TrackingUnavailable(f"{self.uri}: {error}") from error
-
-
-class _Deleted(Exception):
-    """Somebody deleted the run or experiment in MLflow."""
-
-
-def _batches(items: Iterable[T], size: int) -> Iterable[list[T]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
 
 
 def tracking_uri(database: Database) -> str | None:

@@ -1,4 +1,4 @@
-"""What of a trial goes to MLflow: params, tags, metric points and artifacts, as plain values.
+"""What of a trial goes to MLflow: params, tags, data, metric points and the model, as plain values.
 
 Everything is a function of rows and of telemetry that is final, timestamps included, so that sending it again sends
 the same bytes, which MLflow drops. MLflow itself is not imported here.
@@ -7,24 +7,23 @@ the same bytes, which MLflow drops. MLflow itself is not imported here.
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from orchestrator.states import TrialState
-from orchestrator.store.records import ExperimentRecord, TrialRecord
+from orchestrator.store.records import CheckpointRecord, ExperimentRecord, TrialRecord
 from orchestrator.tracking.chunks import columns
-from orchestrator.tracking.series import Source, evaluations, spikes
+from orchestrator.tracking.series import Source, evaluations, machine_use
 from trainer.config import TrainConfig
-from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
 
 MAX_SCALAR_POINTS = 500
 MAX_ROUTER_POINTS = 100
 """Per metric. Every step is in the telemetry; MLflow gets an even sample, for it keeps each point as a row."""
-_MAX_PARAM_LENGTH = 500
+_MAX_PARAM_LENGTH = 6000
+_MAX_TAG_LENGTH = 5000
+_MAX_DIGEST_LENGTH = 36
 
 
 class Point(NamedTuple):
@@ -36,14 +35,52 @@ class Point(NamedTuple):
     step: int
 
 
+class LoggedData(NamedTuple):
+    """A data set that a run read.
+
+    Attributes:
+        name: for people.
+        digest: equal digests promise equal samples in equal order.
+        source, profile: JSON: what it is made of, and how it is cut.
+        context: `training` or `evaluation`.
+    """
+
+    name: str
+    digest: str
+    source: str
+    profile: str
+    context: str
+
+
+class TrainedModel(NamedTuple):
+    """The model that a trial ended with.
+
+    Attributes:
+        name: valid as a name of a logged model.
+        step: of its checkpoint.
+        tags: where the checkpoint is and what identifies it.
+        params: the `model` section of the config, flattened.
+    """
+
+    name: str
+    step: int
+    tags: dict[str, str]
+    params: dict[str, str]
+
+
 def params(trial: TrialRecord) -> dict[str, str]:
     """The trial's complete configuration, flattened to dotted paths."""
     return {path: str(value)[:_MAX_PARAM_LENGTH] for path, value in _flatten("", trial.config)}
 
 
-def tags(experiment: ExperimentRecord, trial: TrialRecord, environment: Mapping[str, Any] | None) -> dict[str, str]:
-    """What a trial is and how it stands. `environment` is that of its newest run."""
+def tags(
+    experiment: ExperimentRecord, trial: TrialRecord, environment: Mapping[str, Any] | None, *, num_runs: int
+) -> dict[str, str]:
+    """What a trial is and how it stands. `environment` is that of its newest run, `num_runs` how often it was begun."""
     found = {
+        "mlflow.source.name": experiment.name,
+        "mlflow.source.type": "JOB",
+        "mlflow.note.content": trial.reason or None,
         "evenload.experiment_id": experiment.id,
         "evenload.trial_id": trial.id,
         "evenload.number": str(trial.number),
@@ -53,14 +90,71 @@ def tags(experiment: ExperimentRecord, trial: TrialRecord, environment: Mapping[
         "evenload.cause": None if trial.cause is None else trial.cause.value,
         "evenload.reason": trial.reason or None,
         "evenload.config_fingerprint": trial.config_fingerprint,
+        "evenload.num_runs": num_runs,
     }
+    # What was searched, again and alone: a column each, among the hundred params that are the same in every trial.
+    found |= {f"search.{path}": value for path, value in trial.params.items()}
     if environment is not None:
         found |= {
             "evenload.data_fingerprint": environment.get("data_fingerprint"),
             "evenload.device": environment.get("device_name"),
+            "evenload.precision": environment.get("precision"),
+            "evenload.world_size": environment.get("world_size"),
+            "evenload.torch_version": environment.get("torch_version"),
+            "evenload.git_dirty": environment.get("git_dirty"),
+            "evenload.git_diff_sha256": environment.get("git_diff_sha256"),
             "mlflow.source.git.commit": environment.get("git_commit"),
         }
-    return {key: str(value)[:5000] for key, value in found.items() if value is not None}
+    return {key: str(value)[:_MAX_TAG_LENGTH] for key, value in found.items() if value is not None}
+
+
+def parent_tags(experiment: ExperimentRecord) -> dict[str, str]:
+    """What an experiment is, for the run above those of its trials."""
+    found = {
+        "evenload.experiment_id": experiment.id,
+        "evenload.kind": "experiment",
+        "evenload.state": experiment.state.value,
+        "evenload.reason": experiment.reason,
+        "mlflow.note.content": str(experiment.spec.get("description", "")),
+    } | {f"evenload.trials.{state.value}": str(count) for state, count in sorted(experiment.trial_counts.items())}
+    return {key: value[:_MAX_TAG_LENGTH] for key, value in found.items() if value}
+
+
+def data(config: TrainConfig, environment: Mapping[str, Any]) -> list[LoggedData]:
+    """The mixture that a run trains on and the held-out text that it is evaluated on."""
+    mixture = config.data.mixture
+    total = sum(mixture.values())
+    source = json.dumps({"corpora": {name: weight / total for name, weight in mixture.items()}})
+    cut = {"tokenizer": config.data.tokenizer, "seq_len": config.data.seq_len}
+    digest = str(environment["data_fingerprint"])[:_MAX_DIGEST_LENGTH]
+    name = " + ".join(mixture)
+    return [
+        LoggedData(name, digest, source, json.dumps(cut | {"budget_tokens": config.loop.budget_tokens}), "training"),
+        LoggedData(
+            f"held-out {name}",
+            digest,
+            source,
+            json.dumps(cut | {"tokens_per_corpus": config.data.evaluation_tokens}),
+            "evaluation",
+        ),
+    ]
+
+
+def trained_model(trial: TrialRecord, checkpoint: CheckpointRecord) -> TrainedModel:
+    """The model in a checkpoint of a trial."""
+    assert trial.config is not None, "a trial with a checkpoint has a config"
+    return TrainedModel(
+        name=f"trial-{trial.number}-step-{checkpoint.step}",
+        step=checkpoint.step,
+        tags={
+            "evenload.trial_id": trial.id,
+            "evenload.checkpoint_id": checkpoint.id,
+            "evenload.checkpoint_folder": checkpoint.folder,
+            "evenload.manifest_sha256": checkpoint.manifest_sha256,
+            "evenload.tokens": str(checkpoint.tokens),
+        },
+        params={path: str(value)[:_MAX_PARAM_LENGTH] for path, value in _flatten("", trial.config["model"])},
+    )
 
 
 def run_name(trial: TrialRecord) -> str:
@@ -80,6 +174,7 @@ def step_points(source: Source, config: TrainConfig, *, after: int, until: int |
     for row in rows:
         for key in SCALARS:
             yield Point(key, float(table[key][row]), int(table["time_ms"][row]), int(table["step"][row]))
+    yield from _update_points(source, after=after, last=last, steps=steps)
     table = columns(source.folders, "router", ["time_ms", *ROUTER_SCALARS, *QUANTIZATION_SCALARS], steps=steps)
     if not len(table["step"]):
         return
@@ -101,6 +196,14 @@ def step_points(source: Source, config: TrainConfig, *, after: int, until: int |
     for row in _sampled(router_steps, config, MAX_ROUTER_POINTS, after, last, with_last=until is None):
         for (key, word), values in over_layers.items():
             yield Point(f"{key}/{word}", float(values[row]), int(times[row]), int(router_steps[row]))
+
+
+def machine_points(source: Source, *, after: int, until: int | None) -> Iterator[Point]:
+    """What the machine did in the steps `after < step <= until`, under the names that MLflow has for it."""
+    for sample in machine_use(source):
+        if after < sample["step"] and (until is None or sample["step"] <= until):
+            for key, value in sample["values"].items():
+                yield Point(f"system/{key}", float(value), int(sample["time_ms"]), int(sample["step"]))
 
 
 def evaluation_points(source: Source, *, after: int, until: int | None) -> Iterator[Point]:
@@ -128,22 +231,13 @@ def status(state: TrialState) -> str:
     return "KILLED" if state is TrialState.CANCELLED else "FAILED"
 
 
-def write_artifacts(source: Source, trial: TrialRecord, folder: Path) -> list[Path]:
-    """Writes config.json and, if any, spikes.json and router_loads.parquet (step, layer, load) to `folder`."""
-    written = [folder / "config.json"]
-    written[0].write_text(json.dumps(trial.config, indent=1), encoding="utf-8")
-    found = spikes(source)
-    if found:
-        written.append(folder / "spikes.json")
-        written[-1].write_text(json.dumps(found, indent=1), encoding="utf-8")
-    table = columns(source.folders, "router", ["tokens", "layer", "router/load"])
-    if len(table["step"]):
-        loads = table.pop("router/load")
-        arrays = {name: pa.array(array) for name, array in table.items()}
-        arrays["load"] = pa.FixedSizeListArray.from_arrays(pa.array(loads.reshape(-1)), loads.shape[1])
-        written.append(folder / "router_loads.parquet")
-        pq.write_table(pa.table(arrays), written[-1], compression="zstd")
-    return written
+def _update_points(source: Source, *, after: int, last: float, steps: tuple[int, int]) -> Iterator[Point]:
+    """Every measured update-to-parameter ratio; most steps measure none."""
+    table = columns(source.folders, "scalars", ["time_ms", *UPDATE_SCALARS], steps=steps)
+    inside = (table["step"] > after) & (table["step"] <= last)
+    for key in UPDATE_SCALARS:
+        for row in np.flatnonzero(inside & np.isfinite(table[key])):
+            yield Point(key, float(table[key][row]), int(table["time_ms"][row]), int(table["step"][row]))
 
 
 def _sampled(

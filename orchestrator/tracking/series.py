@@ -197,6 +197,11 @@ def alarms(source: Source) -> list[dict[str, Any]]:
     return _of_trial(source, read_alarms)
 
 
+def machine_use(source: Source) -> list[dict[str, Any]]:
+    """What the machine did while a trial trained, in order of steps, each sample with its `run_id`; as for `spikes`."""
+    return _of_trial(source, lambda folder: _lines(folder / "machine.jsonl"))
+
+
 def read_spikes(folder: Path) -> list[dict[str, Any]]:
     """The spikes that one run recorded so far; [] if none."""
     return _lines(folder / "spikes.jsonl")

@@ -72,9 +72,9 @@ def test_a_library_is_imported_in_one_place(library: str, home: str) -> None:
     assert all(user.startswith(home) for user in users), users
 
 
-def test_mlflow_is_imported_by_the_forwarder_alone() -> None:
+def test_mlflow_is_imported_in_one_file() -> None:
     users = {path.relative_to(CHECKOUT).as_posix() for path in source_files() if "mlflow" in imported_roots(path)}
-    assert users == {"orchestrator/tracking/forwarder.py"}
+    assert users == {"orchestrator/tracking/remote.py"}
 
 
 def test_triton_is_imported_by_fused_kernels_alone() -> None:

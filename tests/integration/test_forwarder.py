@@ -1,5 +1,6 @@
 """The forwarder against a real MLflow server: all points once, whatever goes down in between."""
 
+import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -128,10 +129,49 @@ def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, ro
     assert all(low[step] <= mean[step] <= high[step] for step in range(1, 25))
     assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {
         "config.json",
+        "environment.json",
         "router_loads.parquet",
+        "router_loads.png",
+        "router_load_histogram.png",
     }
+    used = history(mlflow_url, run.info.run_id, "system/process_memory_usage_megabytes")
+    assert used
+    assert all(value > 0 for _, value in used)
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert (parent.info.status, parent.data.tags["evenload.experiment_id"]) == ("FINISHED", experiment_id)
+
+
+def test_lineage_is_in_mlflows_own_terms(mlflow_url: str, database: Database, root: Path) -> None:
+    experiment_id = submit(database, DOCUMENT)
+    train(database, root, experiment_id)
+    forward_all(database, root, mlflow_url)
+
+    trial = the_trial(database, experiment_id)
+    (run,) = mlflow_runs(mlflow_url, database, experiment_id)
+    with database.read() as work:
+        (ours,) = work.runs.of_trial(trial.id)
+        checkpoint = work.checkpoints.newest(trial.id)
+    assert ours.environment is not None
+    assert checkpoint is not None
+    read = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert {context: data.name for context, data in read.items()} == {
+        "training": "legal + speeches",
+        "evaluation": "held-out legal + speeches",
+    }
+    assert ours.environment["data_fingerprint"].startswith(read["training"].digest)
+    assert json.loads(read["training"].source) == {"corpora": {"legal": 0.5, "speeches": 0.5}}
+    assert run.data.tags["evenload.data_fingerprint"] == ours.environment["data_fingerprint"]
+    # None outside of a checkout, where there is no tag either.
+    assert run.data.tags.get("mlflow.source.git.commit") == ours.environment["git_commit"]
+    if ours.environment["git_commit"] is not None:
+        assert run.data.tags["evenload.git_dirty"] == str(ours.environment["git_dirty"])
+    assert run.data.tags["search.optimizer.lr"] == str(trial.params["optimizer.lr"])
+
+    (output,) = run.outputs.model_outputs
+    model = mlflow.tracking.MlflowClient(tracking_uri=mlflow_url).get_logged_model(output.model_id)
+    assert (output.step, model.status.value, model.source_run_id) == (24, "READY", run.info.run_id)
+    assert model.tags["evenload.manifest_sha256"] == checkpoint.manifest_sha256
+    assert model.params["moe.num_experts"] == "4"
 
 
 def test_forwarding_again_after_a_crash_adds_nothing(mlflow_url: str, database: Database, root: Path) -> None:
@@ -150,6 +190,8 @@ def test_forwarding_again_after_a_crash_adds_nothing(mlflow_url: str, database: 
     (again,) = mlflow_runs(mlflow_url, database, experiment_id)
     assert again.info.run_id == run.info.run_id
     assert {key: history(mlflow_url, run.info.run_id, key) for key in again.data.metrics} == before
+    assert len(again.inputs.dataset_inputs) == 2
+    assert len(again.outputs.model_outputs) == 1
 
 
 def test_live_trial_is_forwarded_up_to_its_checkpoint_and_its_retry_goes_on_in_the_same_run(

@@ -21,8 +21,11 @@ from trainer.metrics.history import RunHistory
 from trainer.metrics.quantization import quantization_losses
 from trainer.metrics.router_health import router_health
 from trainer.metrics.throughput import TrainingClock, tokens_per_s
+from trainer.spike_policy import SpikePolicy
 from trainer.telemetry.alarms import ALARMS_FILE, AlarmRecorder
 from trainer.telemetry.chunks import ChunkWriter, StepBlock, delete_chunks_after
+from trainer.telemetry.event_lines import Event
+from trainer.telemetry.machine import MACHINE_FILE, MachineRecorder
 from trainer.telemetry.progress import Progress, write_progress
 from trainer.telemetry.spike_events import SPIKES_FILE, ObservedStep, Samples, SpikeRecorder
 from trainer.telemetry.step_buffer import StepBuffer, StepRows
@@ -50,6 +53,7 @@ class Telemetry:
         clock: counts training time.
         samples_of_step: what a step (1-based) was trained on.
         on_progress: called with each progress written.
+        spike_policy: told of spikes; None: nothing is done about them.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Telemetry:
         clock: TrainingClock,
         samples_of_step: Callable[[int], Samples],
         on_progress: OnProgress,
+        spike_policy: SpikePolicy | None = None,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -70,7 +75,11 @@ class Telemetry:
         self._on_progress = on_progress
         self._chunks = None if folder is None else ChunkWriter(folder, layers=layers)
         self._spikes = SpikeRecorder(folder, samples_of_step=samples_of_step)
+        self._spike_policy = spike_policy or SpikePolicy(
+            config.loop.spike_policy, log_every_steps=config.loop.log_every_steps
+        )
         self._alarms = AlarmRecorder(folder, watched=watched_metrics(config), layers=layers)
+        self._machine = MachineRecorder(folder, device=world.device)
         self._history = RunHistory(
             num_layers=len(layers), num_experts=config.model.moe.num_experts if config.model.moe else 0
         )
@@ -140,11 +149,13 @@ class Telemetry:
         self._alarms.observe(block, num_good)
         for index in range(num_good):
             self._observe(block, index)
+            if self._spike_policy.rewind_from is not None:
+                break  # the steps after it will not have been
         self._step += len(rows.loss)
         self._lrs.clear()
         self._times_ms.clear()
         self._note_progress(block, num_good)
-        if diverged:
+        if diverged and self._spike_policy.rewind_from is None:
             step = int(block.steps[num_good])
             raise TrainingDiverged(
                 f"step {step}: loss {rows.loss[num_good]}, gradient norm {rows.grad_norm[num_good]}, learning rate "
@@ -159,10 +170,11 @@ class Telemetry:
             self.write()
 
     def write(self) -> None:
-        """Write everything drained as chunks, and the progress as it is."""
+        """Write everything drained as chunks, the progress as it is, and how the machine is."""
         self._written_s = time.monotonic()
         if self._chunks is not None:
             self._chunks.write()
+        self._machine.sample(self._step)
         if self._folder is not None and self._progress is not None:
             latest = replace(self._progress, bits_per_byte=self._bits_per_byte, num_spikes=self.num_spikes)
             write_progress(self._folder, latest)
@@ -180,6 +192,20 @@ class Telemetry:
                 step=step, tokens=step * self._config.step_tokens, time_ms=_now_ms(), evaluation=evaluation
             )
 
+    def abandon(self) -> list[Event]:
+        """Forget what was drained and not written; return the events of the spikes that the run goes back for."""
+        if self._chunks is not None:
+            self._chunks.discard()
+        return self._spikes.abandoned()
+
+    def rewound(self, abandoned: Sequence[Event], *, number: int, to_step: int) -> None:
+        """Note that the run has gone back for the `number`-th time, for the spikes `abandoned`, to `to_step`."""
+        self._spikes.rewound(abandoned, number=number, to_step=to_step)
+
+    def checkpoint_made(self, step: int) -> None:
+        """Note that the run can be put back to `step`."""
+        self._spikes.checkpoint_made(step)
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to record as if it had not been interrupted, as JSON values."""
         return {
@@ -196,6 +222,7 @@ class Telemetry:
         self._step = step
         self._spikes.restore(state["spikes"], step=step)
         self._alarms.restore(state["alarms"], step=step)
+        self._machine.restore(step=step)
         self._history.restore(state["history"])
         self.tail.restore(state["tail"])
         self._bits_per_byte = state["bits_per_byte"]
@@ -250,7 +277,7 @@ class Telemetry:
             }
             for position, layer in enumerate(self._layers)
         ]
-        self._spikes.observe(
+        spiking = self._spikes.observe(
             ObservedStep(
                 step=step,
                 tokens=int(block.tokens[index]),
@@ -258,8 +285,11 @@ class Telemetry:
                 values={name: float(block.scalars[name][index]) for name in ("train/loss", "optimizer/grad_norm")},
                 lr=float(block.scalars["optimizer/lr"][index]),
                 router=router,
+                grad_norms={role: float(block.scalars[f"optimizer/{role}_grad_norm"][index]) for role in ROLES},
             )
         )
+        if spiking:
+            self._spike_policy.spiked(step, spiking)
         self.tail.add(
             step,
             loss=float(block.scalars["train/loss"][index]),
@@ -300,7 +330,7 @@ def delete_telemetry_after(folder: Path, step: int) -> None:
     """Delete chunks that start after `step`, which a resumed run writes anew; with -1 everything, events included."""
     delete_chunks_after(folder, step)
     if step < 0:
-        for name in (SPIKES_FILE, ALARMS_FILE):
+        for name in (SPIKES_FILE, ALARMS_FILE, MACHINE_FILE):
             (folder / name).unlink(missing_ok=True)
 
 
