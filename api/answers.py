@@ -6,13 +6,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from api.schemas.experiments import BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
-from api.schemas.trials import Progress, RungRead, RunRead, TrialDetail, TrialRead
+from api.schemas.trials import CheckpointRead, ForkRead, Progress, RungRead, RunRead, TrialDetail, TrialRead
 from orchestrator.search.grid import num_search_trials
 from orchestrator.search.stop import rung_tokens
 from orchestrator.spec import ExperimentSpec, Objective
 from orchestrator.states import TrialState, is_terminal
 from orchestrator.store.overview import Best, NewestRun, Pace, best_trials, newest_runs, num_spikes, paces
-from orchestrator.store.records import ExperimentRecord, RunRecord, TrialRecord
+from orchestrator.store.records import ExperimentRecord, ForkRecord, RunRecord, TrialRecord
 from orchestrator.store.work import Work
 from trainer.config import TrainConfig
 from trainer.config.run import RunSummary
@@ -34,7 +34,31 @@ def experiment_detail(work: Work, record: ExperimentRecord) -> ExperimentDetail:
         warnings=list(record.warnings),
         rung_tokens=list(rung_tokens(spec)),
         mlflow_url=mlflow_url(work, record.mlflow_experiment_id),
+        fork=None if (fork := work.forks.of_experiment(record.id)) is None else fork_read(fork),
     )
+
+
+def fork_read(record: ForkRecord) -> ForkRead:
+    """A fork."""
+    return ForkRead(**vars(record))
+
+
+def checkpoint_rows(work: Work, trial_id: str) -> list[CheckpointRead]:
+    """The checkpoints that a trial keeps, fewest tokens first."""
+    pinned = work.forks.pinned(trial_id)
+    return [
+        CheckpointRead(
+            id=record.id,
+            trial_id=record.trial_id,
+            run_id=record.run_id,
+            step=record.step,
+            tokens=record.tokens,
+            objective=record.objective,
+            is_pinned=record.id in pinned,
+            at_ms=record.at_ms,
+        )
+        for record in work.checkpoints.of_trial(trial_id)
+    ]
 
 
 def mlflow_url(work: Work, experiment_id: str | None, run_id: str | None = None) -> str | None:

@@ -303,6 +303,49 @@ def cancel(experiment_id: str, json_: bool) -> None:
 
 
 @cli.command()
+@click.argument("run")
+@click.option("--at", "step", required=True, type=click.IntRange(min=0), help="Step of the checkpoint to go on from.")
+@click.option("--set", "changes", multiple=True, metavar="PATH=VALUE", help="What differs, e.g. optimizer.lr=1e-4.")
+@click.option("--name", help="Of the new experiment.")
+@click.option("--key", help="Idempotency key: the same key and fork give the same experiment.")
+@click.option("--out", type=click.Path(path_type=Path), help="For a RUN that is a folder: train here, into this one.")
+@as_json
+def fork(
+    run: str, step: int, changes: tuple[str, ...], name: str | None, key: str | None, out: Path | None, json_: bool
+) -> None:
+    """Go on from a checkpoint of RUN with some values changed, as a new experiment.
+
+    RUN is the id of a run or a trial. With --out it may be a run's folder, too, and trains here, without any service.
+    """
+    if out is not None:
+        from api.supervisor import child_environment
+        from api.trained import trained_folder
+        from orchestrator import home
+
+        folder = trained_folder(run, root=home.home(), client=_client)
+        given = ["--at", str(step), *(part for change in changes for part in ("--set", change)), "--out", str(out)]
+        command = [sys.executable, "-P", "-m", "trainer", "fork", str(folder), *given, *(["--json"] if json_ else [])]
+        os.execve(sys.executable, command, child_environment())
+    from trainer.config.fork import parsed_change
+
+    wanted = dict(map(parsed_change, changes))
+    with _client() as client:
+        run_id = run
+        if run.startswith("trl_"):
+            runs = sorted(client.runs(run).items, key=lambda each: each.number)
+            if not runs:
+                raise click.ClickException(f"trial {run} has no run yet, so it has no checkpoint")
+            run_id = runs[-1].id
+        experiment = client.fork(run_id, step=step, changes=wanted, name=name, idempotency_key=key)
+    if json_:
+        _print_json(experiment.model_dump(mode="json"))
+        return
+    click.echo(experiment.id)
+    for warning in experiment.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@cli.command()
 @click.option("--new", is_flag=True, help="Replace the token; counts from the next start of the API.")
 def token(new: bool) -> None:
     """Print the API's token and the dashboard's address with it."""

@@ -30,7 +30,7 @@ from api.schemas.problems import Problem
 from api.schemas.router import RouterLoads
 from api.schemas.series import AlarmList, EvaluationList, Series, SpikeList
 from api.schemas.services import Readiness, ServiceList
-from api.schemas.trials import Diff, RunList, TrialDetail, TrialPage, TrialRead
+from api.schemas.trials import CheckpointList, Diff, ForkList, RunList, TrialDetail, TrialPage, TrialRead
 from orchestrator import home
 from orchestrator.states import is_terminal
 
@@ -194,6 +194,40 @@ class Client:
     def diff(self, trials: Sequence[str]) -> Diff:
         """Only the configuration values that differ."""
         return self._call(Diff, "POST", "/v1/trials:diff", content=_json({"trials": list(trials)}))
+
+    def checkpoints(self, trial_id: str) -> CheckpointList:
+        """The checkpoints of a trial that are kept."""
+        return self._call(CheckpointList, "GET", f"/v1/trials/{_segment(trial_id)}/checkpoints")
+
+    def forks(self, trial_id: str) -> ForkList:
+        """The experiments forked from a trial."""
+        return self._call(ForkList, "GET", f"/v1/trials/{_segment(trial_id)}/forks")
+
+    def fork(
+        self,
+        run_id: str,
+        *,
+        step: int,
+        changes: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ExperimentDetail:
+        """Queue an experiment of one trial that goes on from a checkpoint of a run.
+
+        Args:
+            run_id: the run.
+            step: of a checkpoint that is kept.
+            changes: dotted path into the configuration -> value that differs, e.g. `{"optimizer.lr": 1e-4}`.
+            name: of the new experiment; None derives one.
+            idempotency_key: as for `submit`.
+
+        Raises:
+            SpecRefused: with one entry in `problem.errors` per value that a fork cannot have.
+        """
+        headers = {"Idempotency-Key": idempotency_key or f"client-{uuid.uuid4()}"}
+        content = _json({"step": step, "set": dict(changes or {}), "name": name})
+        path = f"/v1/runs/{_segment(run_id)}:fork"
+        return self._call(ExperimentDetail, "POST", path, content=content, headers=headers, retry=True)
 
     # Telemetry
 

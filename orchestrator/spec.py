@@ -221,6 +221,20 @@ class Resources(Section):
         return self
 
 
+class KeptCheckpoints(Section):
+    """Which checkpoints of a trial are kept; others are deleted once a newer one is safe on the disk.
+
+    Kept in any case: the newest whole one, while the trial lives those of its rungs, and those that a fork began from.
+    """
+
+    last: int = Field(default=1, ge=1, le=1000)
+    """So many of the newest."""
+    best: bool = False
+    """The one with the best objective, too, of those at whose step the run was evaluated."""
+    pinned_tokens: Annotated[tuple[Annotated[_Whole, Field(ge=1)], ...], Field(max_length=100)] = ()
+    """The first at or after each of these numbers of training tokens, too."""
+
+
 class ExperimentSpec(Section):
     """One experiment: a base configuration, what to vary, and how to judge and stop trials."""
 
@@ -245,6 +259,7 @@ class ExperimentSpec(Section):
     batch_size: int = Field(default=4, ge=1, le=1000)
     """Trials per batch of a synchronous experiment."""
     resources: Resources = Resources()
+    keep_checkpoints: KeptCheckpoints = KeptCheckpoints()
     max_retries: int = Field(default=3, ge=0, le=100)
     """How often a trial whose process or node was lost is tried again."""
     seed: int = Field(default=0, ge=0, lt=2**31)

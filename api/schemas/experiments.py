@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from api.schemas.trials import ForkRead
 from api.schemas.wire import Answer, EpochMs, Scalar, shown_as
 from orchestrator.spec import Objective
 from orchestrator.states import ExperimentState
@@ -67,6 +68,8 @@ class ExperimentDetail(ExperimentSummary):
     """Training tokens at which the scheduler decides; empty without one."""
     mlflow_url: str | None
     """The experiment's page in the MLflow UI."""
+    fork: ForkRead | None
+    """Where it goes on from; null if it is no fork."""
 
 
 class ExperimentPage(Answer):

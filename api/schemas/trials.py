@@ -149,3 +149,59 @@ class Diff(Answer):
     differences: list[Difference]
     num_equal: int
     """Configuration values that are the same everywhere."""
+
+
+class CheckpointRead(Answer):
+    """A checkpoint that is kept."""
+
+    id: str
+    trial_id: str
+    run_id: str
+    """The run that wrote it."""
+    step: int
+    tokens: int
+    objective: float | None
+    """At this step; null if the run was not evaluated there."""
+    is_pinned: bool
+    """A fork began from it: it is not deleted."""
+    at_ms: EpochMs
+
+
+class CheckpointList(Answer):
+    """Checkpoints of a trial, fewest tokens first."""
+
+    items: list[CheckpointRead]
+
+
+class ForkRequest(Question):
+    """From which checkpoint to go on, and what differs."""
+
+    step: int = Field(ge=0)
+    """Of a checkpoint that is kept."""
+    set: dict[str, Any] = Field(default_factory=dict, max_length=100)
+    """Dotted path into the trial's configuration -> value, e.g. `optimizer.lr: 1e-4`."""
+    name: str | None = Field(default=None, min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")
+    """Of the new experiment; null derives one."""
+
+
+class ForkRead(Answer):
+    """An experiment that goes on from a checkpoint of another one's run."""
+
+    experiment_id: str
+    """The fork."""
+    parent_experiment_id: str
+    trial_id: str
+    """The trial it goes on from."""
+    run_id: str
+    """The run that wrote the checkpoint."""
+    checkpoint_id: str
+    step: int
+    changes: dict[str, Any]
+    """Dotted path -> value that differs from the trial's configuration."""
+    at_ms: EpochMs
+
+
+class ForkList(Answer):
+    """Experiments forked from a trial, oldest first."""
+
+    items: list[ForkRead]

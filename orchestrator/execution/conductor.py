@@ -80,7 +80,7 @@ class Conductor:
         self._places = places
         with database.read() as work:
             self.spec = ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
-        self._shelf = Shelf(database, root, epoch=epoch)
+        self._shelf = Shelf(database, root, epoch=epoch, spec=self.spec)
         self._recorder = Recorder(root=root, experiment_id=experiment_id, epoch=epoch, spec=self.spec)
         self._lock = threading.RLock()
         self._live: dict[str, RunRecord] = {}

@@ -162,6 +162,7 @@ class Recorder:
             tokens=report.checkpoint.tokens,
             folder=folder.relative_to(self.root).as_posix(),
             manifest_sha256=report.checkpoint.manifest_sha256,
+            objective=self._objective(report),
         )
 
     def record_events(self, work: Work, run: RunRecord) -> None:

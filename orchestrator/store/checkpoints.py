@@ -2,6 +2,7 @@
 
 from sqlalchemy import insert, select, update
 
+from orchestrator.store.finite import finite_number
 from orchestrator.store.models import CheckpointRow
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.repository import Repository, missing
@@ -11,12 +12,21 @@ class Checkpoints(Repository):
     """Writes and reads checkpoint rows."""
 
     def commit(
-        self, run_id: str, *, epoch: int, step: int, tokens: int, folder: str, manifest_sha256: str
+        self,
+        run_id: str,
+        *,
+        epoch: int,
+        step: int,
+        tokens: int,
+        folder: str,
+        manifest_sha256: str,
+        objective: float | None = None,
     ) -> CheckpointRecord:
         """Makes a checkpoint count. The same (run, step) again returns the row that is there.
 
         Args:
             folder: relative to the home.
+            objective: at this step, if the run was evaluated there.
 
         Raises:
             Fenced: `epoch` is not the current one, or the run is no longer live.
@@ -35,6 +45,7 @@ class Checkpoints(Repository):
             manifest_sha256=manifest_sha256,
             state="committed",
             at_ms=self._now(),
+            objective=finite_number(objective),
         )
         self._connection.execute(insert(CheckpointRow).values(**vars(record)))
         self._work.events.add(
@@ -69,6 +80,30 @@ class Checkpoints(Repository):
         ).mappings()
         return tuple(CheckpointRecord(**row) for row in rows)
 
+    def release(self, checkpoint_id: str, *, epoch: int) -> bool:
+        """Takes a checkpoint out of use so that its files can be deleted, unless something needs it; returns whether.
+
+        It stays if an experiment was forked from it, or if the trial has no newer one.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Fenced: `epoch` is not the current one.
+        """
+        record = self.get(checkpoint_id)
+        self._work.experiments.hold(self._work.runs.get(record.run_id).experiment_id, epoch)
+        newest = self.newest(record.trial_id)
+        if newest is None or newest.id == checkpoint_id or checkpoint_id in self._work.forks.pinned(record.trial_id):
+            return False
+        self.discard(checkpoint_id, epoch=epoch)
+        return True
+
+    def get(self, checkpoint_id: str) -> CheckpointRecord:
+        """The checkpoint, committed or not; raises NotFound."""
+        record = self._one(CheckpointRow.id == checkpoint_id)
+        if record is None:
+            raise missing("checkpoint", checkpoint_id)
+        return record
+
     def discard(self, checkpoint_id: str, *, epoch: int) -> None:
         """Takes a checkpoint out of use, because its files are damaged or about to be deleted.
 
@@ -76,9 +111,7 @@ class Checkpoints(Repository):
             NotFound: there is no such checkpoint.
             Fenced: `epoch` is not the current one.
         """
-        record = self._one(CheckpointRow.id == checkpoint_id)
-        if record is None:
-            raise missing("checkpoint", checkpoint_id)
+        record = self.get(checkpoint_id)
         self._work.experiments.hold(self._work.runs.get(record.run_id).experiment_id, epoch)
         self._connection.execute(
             update(CheckpointRow).where(CheckpointRow.id == checkpoint_id).values(state="deleting")

@@ -206,6 +206,10 @@ class Experiments(Repository):
             raise Fenced(f"experiment {experiment_id} is {state.value}; nothing more is written to it")
         return state
 
+    def lock(self, experiment_id: str) -> None:
+        """Holds an experiment for the rest of the transaction, ended or not: its driver waits. Raises NotFound."""
+        self._lock(experiment_id)
+
     def next_sequence(self, experiment_id: str) -> int:
         """The next number of what happens in this experiment. The caller holds it."""
         return self._connection.execute(

@@ -196,6 +196,26 @@ class CheckpointRow(Base):
     manifest_sha256: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
     at_ms: Mapped[int] = mapped_column(BigInteger)
+    objective: Mapped[float | None] = mapped_column(Float(53))
+    """The objective at this step; null if the run was not evaluated there, or it was not finite."""
+
+
+class ForkRow(Base):
+    """An experiment that goes on from a checkpoint of another one's run. It pins the checkpoint."""
+
+    __tablename__ = "forks"
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    """The fork."""
+    trial_id: Mapped[str] = mapped_column(ForeignKey("trials.id"), index=True)
+    """The trial it goes on from."""
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    """The run that wrote the checkpoint."""
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
+    step: Mapped[int] = mapped_column(BigInteger)
+    changes: Mapped[dict[str, Any]] = mapped_column(Json)
+    """Dotted path -> value that differs from the trial's configuration."""
+    at_ms: Mapped[int] = mapped_column(BigInteger)
 
 
 class TransitionRow(Base):

@@ -176,6 +176,21 @@ class CheckpointRecord:
     manifest_sha256: str
     state: str
     at_ms: int
+    objective: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkRecord:
+    """A row of `forks`, with the experiment that the trial is of."""
+
+    experiment_id: str
+    parent_experiment_id: str
+    trial_id: str
+    run_id: str
+    checkpoint_id: str
+    step: int
+    changes: dict[str, Any]
+    at_ms: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from orchestrator.store.clock import Clock, IdSource, LeaseTime
 from orchestrator.store.commands import Commands
 from orchestrator.store.events import Events
 from orchestrator.store.experiments import Experiments
+from orchestrator.store.forks import Forks
 from orchestrator.store.rungs import Rungs
 from orchestrator.store.runs import Runs
 from orchestrator.store.services import Services
@@ -59,6 +60,11 @@ class Work:
     def checkpoints(self) -> Checkpoints:
         """Committed checkpoints."""
         return Checkpoints(self)
+
+    @cached_property
+    def forks(self) -> Forks:
+        """Which experiments go on from which checkpoints."""
+        return Forks(self)
 
     @cached_property
     def events(self) -> Events:

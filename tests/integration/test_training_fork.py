@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from tests.support.training import STEP_TOKENS, Finished, exact_columns, run_training, train_config
 from trainer.config import TrainConfig
 from trainer.config.fork import ForkRefused
+from trainer.config_file import read_config
 from trainer.errors import CheckpointInvalid
 from trainer.fork import local_fork
 
@@ -159,3 +162,30 @@ def test_step_without_a_checkpoint_and_what_a_fork_cannot_change_are_refused(par
         local_fork(parent.folder, step=7, changes={})
     with pytest.raises(ForkRefused, match=r"model\.dim"):
         local_fork(parent.folder, step=AT, changes={"model.dim": 64})
+
+
+def test_command_trains_a_fork_of_a_folder(parent: Finished, tmp_path: Path):
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        arguments = [
+            sys.executable,
+            "-m",
+            "trainer",
+            "fork",
+            str(parent.folder),
+            "--at",
+            str(AT),
+            *more,
+            "--threads",
+            "1",
+        ]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+
+    done = command("--set", "optimizer.lr=1e-3", "--out", str(tmp_path / "fork"))
+    assert done.returncode == 0, done.stderr
+    config = read_config(tmp_path / "fork" / "fork.yaml")
+    assert config == local_fork(parent.folder, step=AT, changes={"optimizer.lr": 0.001})
+    assert (tmp_path / "fork" / "checkpoints" / f"step-{NUM_STEPS:08d}").is_dir()
+    refused = command("--set", "model.dim=64", "--out", str(tmp_path / "other"))
+    assert refused.returncode == 2
+    assert "model.dim: 32 in the run, 64 in the fork" in refused.stderr
+    assert not (tmp_path / "other").exists()
