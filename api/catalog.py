@@ -9,7 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from api.schemas.catalog import Catalog, ComponentFamily, ComponentRead, CorpusRead, MetricRead, TokenizerRead
-from orchestrator.spec import ExperimentSpec, SamplerConfig, SchedulerConfig
+from orchestrator.samplers import SamplerConfig
+from orchestrator.spec import ExperimentSpec, SchedulerConfig
 from trainer.config.attention import AttentionConfig
 from trainer.config.balancing import BalancerConfig
 from trainer.config.data import CORPORA, TOKENIZER_VOCAB_SIZES

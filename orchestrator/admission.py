@@ -11,16 +11,14 @@ from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
 from orchestrator.parsing import parse_spec, suggestion
 from orchestrator.screening import MAX_PROBLEMS, pointer, screen, shown
-from orchestrator.search.grid import grid_size
+from orchestrator.search.admission import point_problems, search_problems
 from orchestrator.search.matches import BaselineMatch
 from orchestrator.search.space import baseline_config, baseline_twin, path_problem, worker_problem
 from orchestrator.search.trial_points import check_domains, check_points
-from orchestrator.spec import ASHAScheduler, ExperimentSpec, GridSampler, TPESampler
+from orchestrator.spec import ASHAScheduler, ExperimentSpec
 from trainer.config import TrainConfig
 from trainer.model.size import memory_estimate
 
-MAX_GRID = 100_000
-"""Most points of a grid."""
 MAX_RESIDUAL = 0.01
 """Share by which a matched baseline may miss what the base has without a warning."""
 
@@ -57,7 +55,7 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     assert isinstance(document, dict)  # or it would not have parsed
     warnings: list[str] = []
     problems += _space_problems(spec)
-    problems += _search_problems(spec, warnings)
+    problems += search_problems(spec, warnings)
     problems += _objective_problems(spec, "/objective/domain", spec.base)
     problems += _scheduler_problems(spec, warnings)
     problems += _resource_problems(spec, capacity)
@@ -65,6 +63,8 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += _memory_problems(spec.base, capacity, "/base/model")
     if not problems:
         problems += check_domains(spec)
+    if not problems:
+        problems += point_problems(spec, warnings)
     if not problems:
         problems += check_points(spec, capacity, warnings)
     if problems:
@@ -101,64 +101,6 @@ def _no_such_path(path: str, problem: tuple[str, tuple[str, ...]], place: tuple[
         given=shown(path),
         allowed=f"there: {', '.join(names)}" if names else None,
     )
-
-
-def _search_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
-    if not isinstance(spec.sampler, GridSampler):
-        if not spec.space:
-            if (spec.num_trials or 1) > 1:
-                return [
-                    SpecProblem(
-                        pointer="/space",
-                        code="empty_space",
-                        message=f"the space is empty, so all of num_trials={spec.num_trials} trials would be the same; "
-                        "name paths to vary, or set num_trials to 1",
-                    )
-                ]
-            return []
-        if spec.num_trials is None:
-            return [
-                SpecProblem(
-                    pointer="/num_trials",
-                    code="missing_field",
-                    message=f"the {spec.sampler.kind} sampler has no end of its own; say how many trials it makes",
-                    allowed="1 to 100,000",
-                )
-            ]
-        if isinstance(spec.sampler, TPESampler) and spec.num_trials <= spec.sampler.num_startup_trials:
-            warnings.append(
-                f"sampler.num_startup_trials={spec.sampler.num_startup_trials} of num_trials={spec.num_trials} trials "
-                "are drawn at random, so TPE's model is never used"
-            )
-        return []
-    try:
-        size = grid_size(spec)
-    except ValueError as error:
-        return [SpecProblem(pointer="/space", code="grid_needs_step", message=str(error))]
-    if size > MAX_GRID:
-        factors = f"{size:,}" if size < 10**15 else f"about 10^{len(str(size)) - 1}"
-        return [
-            SpecProblem(
-                pointer="/space",
-                code="grid_too_large",
-                message=f"the grid has {factors} points; use fewer or coarser domains, or the random or tpe sampler",
-                given=size if size < 2**53 else factors,
-                allowed=f"at most {MAX_GRID:,} points",
-            )
-        ]
-    if spec.num_trials is not None and spec.num_trials > size:
-        return [
-            SpecProblem(
-                pointer="/num_trials",
-                code="out_of_range",
-                message=f"num_trials={spec.num_trials} exceeds the {size} points of the grid; lower it or leave it out",
-                given=spec.num_trials,
-                allowed=f"at most {size}",
-            )
-        ]
-    if spec.num_trials is not None and spec.num_trials < size:
-        warnings.append(f"num_trials={spec.num_trials} runs the first part of a grid of {size} points only")
-    return []
 
 
 def _objective_problems(spec: ExperimentSpec, at: str, config: TrainConfig) -> list[SpecProblem]:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_vali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from orchestrator.samplers import RandomSampler, SamplerConfig
 from trainer.config import TrainConfig
 from trainer.config.section import Section
 from trainer.model.matched import Match
@@ -76,6 +77,9 @@ class OptionsDomain(Section):
 
     options: Annotated[dict[str, Any], Field(min_length=1, max_length=100)]
 
+
+Constraint = Annotated[str, Field(min_length=1, max_length=500)]
+"""A comparison, e.g. `a.b <= 2 * c`; `orchestrator.search.constraints` reads it."""
 
 DOMAIN_KINDS = ("int", "float", "choice", "options")
 """A domain is known by which of these fields it has."""
@@ -155,32 +159,6 @@ class Objective(Section):
     direction: Literal["minimize", "maximize"] = "minimize"
 
 
-class RandomSampler(Section):
-    """Independent draws."""
-
-    kind: Literal["random"] = "random"
-
-
-class GridSampler(Section):
-    """Every combination once; float domains need a `step`."""
-
-    kind: Literal["grid"] = "grid"
-
-
-class TPESampler(Section):
-    """Tree-structured Parzen estimator. Source: Bergstra et al. 2011 (NeurIPS), section 4; as implemented by Optuna."""
-
-    kind: Literal["tpe"] = "tpe"
-    num_startup_trials: int = Field(default=10, ge=1, le=10_000)
-    """Random trials before the model is used."""
-    multivariate: bool = True
-    constant_liar: bool = True
-    """Count running trials as bad, so that parallel proposals spread out."""
-
-
-SamplerConfig = Annotated[RandomSampler | GridSampler | TPESampler, Field(discriminator="kind")]
-
-
 class NoScheduler(Section):
     """Every trial runs to the end."""
 
@@ -245,12 +223,19 @@ class ExperimentSpec(Section):
     which the others are merged."""
     space: Annotated[dict[str, Domain], Field(max_length=200)] = Field(default_factory=dict)
     """Dotted path into `base` -> domain."""
+    constraints: Annotated[tuple[Constraint, ...], Field(max_length=50)] = ()
+    """What every point has to satisfy, e.g. `model.moe.top_k <= model.moe.num_experts`: a comparison of numbers and
+    dotted paths, see docs/search.md. A proposal that does not is drawn again."""
+    enqueue: Annotated[tuple[dict[str, Scalar], ...], Field(max_length=1000)] = ()
+    """Points that run before the sampler's own and count as trials of the search: parameter path -> value. What a point
+    leaves out is drawn at random."""
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=100)] = ()
     objective: Objective = Objective()
     sampler: SamplerConfig = RandomSampler()
     scheduler: SchedulerConfig = NoScheduler()
     num_trials: int | None = Field(default=None, ge=1, le=100_000)
-    """Trials of the search, baselines not counted. Left out with the grid sampler: the whole grid."""
+    """Trials of the search, baselines not counted. Left out with the grid and brute-force samplers: the
+    whole grid, and what is enqueued."""
     max_parallel_trials: int | None = Field(default=None, ge=1, le=10_000)
     """At most so many trials at a time; null uses what the cluster holds."""
     synchronous: bool = False

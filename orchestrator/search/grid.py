@@ -1,7 +1,8 @@
 """The grid as a number system: point `i` is read off its index, so counting or entering a grid of any size is free."""
 
+from orchestrator.samplers import BruteForceSampler, GridSampler
 from orchestrator.search.space import DOMAIN, inner_domains
-from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, GridSampler, IntDomain, OptionsDomain, Scalar
+from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, OptionsDomain, Scalar
 
 AnyDomain = IntDomain | FloatDomain | ChoiceDomain | OptionsDomain
 
@@ -31,8 +32,8 @@ def num_lattice_points(low: float, high: float, step: float) -> int:
 
 def num_search_trials(spec: ExperimentSpec) -> int:
     """How many trials the search makes, baselines not counted. Without a number, and without a grid, the base alone."""
-    if isinstance(spec.sampler, GridSampler):
-        size = grid_size(spec)
+    if isinstance(spec.sampler, GridSampler | BruteForceSampler):
+        size = grid_size(spec) + len(spec.enqueue)
         return size if spec.num_trials is None else min(spec.num_trials, size)
     return 1 if spec.num_trials is None else spec.num_trials
 

@@ -4,7 +4,7 @@ Parameters are taken in the order of their names, never in that of the document:
 in an order of its own, and a proposal may not depend on it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import InfeasiblePoint
 from orchestrator.parsing import strict_json
+from orchestrator.search.constraints import Constraint
 from orchestrator.spec import (
     Baseline,
     ChoiceDomain,
@@ -65,10 +66,30 @@ def resolve(spec: ExperimentSpec, params: Mapping[str, Scalar]) -> TrainConfig:
     Raises:
         InfeasiblePoint: the point makes no valid configuration; the message lists why.
     """
+    return _validated(spec, document_at(spec, params))
+
+
+def document_at(spec: ExperimentSpec, params: Mapping[str, Scalar]) -> dict[str, Any]:
+    """The configuration of the point `params` as plain values, whether it is a valid one or not.
+
+    Raises:
+        InfeasiblePoint: the point leaves something open.
+    """
     document = spec.base.model_dump(mode="json")
     for path in sorted(spec.space):
         set_path(document, path, _value(path, spec.space[path], params))
-    return _validated(spec, document)
+    return document
+
+
+def violation(spec: ExperimentSpec, constraints: Sequence[Constraint], point: Mapping[str, Scalar]) -> str | None:
+    """Why the point violates the first of `constraints` that it does; None if it satisfies them all."""
+    if not constraints:
+        return None
+    try:
+        document = document_at(spec, point)
+    except InfeasiblePoint:
+        return None
+    return next((found for one in constraints if (found := one.violation(document)) is not None), None)
 
 
 def baseline_configs(spec: ExperimentSpec) -> tuple[tuple[str, TrainConfig], ...]:

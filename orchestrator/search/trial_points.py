@@ -9,9 +9,10 @@ from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem
 from orchestrator.parsing import follow, parse_domain, strict_json
 from orchestrator.screening import pointer
+from orchestrator.search.constraints import parse_constraint
 from orchestrator.search.draw import draw
 from orchestrator.search.grid import AnyDomain
-from orchestrator.search.space import active, inner_domains, parameters, resolve, set_path
+from orchestrator.search.space import active, inner_domains, parameters, resolve, set_path, violation
 from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, OptionsDomain, Scalar
 from trainer.config import TrainConfig
 from trainer.model.size import memory_estimate
@@ -89,7 +90,10 @@ def check_points(spec: ExperimentSpec, capacity: Capacity | None, warnings: list
 
 
 def sample_points(spec: ExperimentSpec) -> list[dict[str, Scalar]]:
-    """Two corners of the space (everything smallest, everything largest) and some draws; fewer in large spaces."""
+    """Two corners of the space (everything smallest, everything largest) and some draws; fewer in large spaces.
+
+    What violates a constraint is left out, as the search leaves it out, unless nothing else is there.
+    """
     space = parameters(spec)
     corners: list[dict[str, Scalar]] = []
     for end in (0, -1):
@@ -99,7 +103,9 @@ def sample_points(spec: ExperimentSpec) -> list[dict[str, Scalar]]:
                 corner[parameter.name] = _bounds(parameter.domain)[end]
         corners.append(corner)
     num_draws = max(4, min(_NUM_DRAWS, _MAX_DRAWN_VALUES // max(1, len(space))))
-    return corners + [draw(space, spec.seed, -1 - index) for index in range(num_draws)]
+    points = corners + [draw(space, spec.seed, -1 - index) for index in range(num_draws)]
+    constraints = [parse_constraint(text) for text in spec.constraints]
+    return [point for point in points if violation(spec, constraints, point) is None] or points
 
 
 def _why_not(spec: ExperimentSpec, point: dict[str, Scalar], capacity: Capacity | None) -> str | None:

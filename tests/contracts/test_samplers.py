@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.samplers import SamplerConfig
 from orchestrator.search.propose import propose
 from orchestrator.search.space import active, parameters, resolve
-from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, OptionsDomain, SamplerConfig, Scalar
+from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, OptionsDomain, Scalar
 from orchestrator.store.records import TrialRecord
 from tests.support.records import trial_record
 from tests.support.specs import experiment_spec

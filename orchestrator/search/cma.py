@@ -1,0 +1,82 @@
+"""CMA-ES over the rows: the distribution is moved through all generations again for every proposal.
+
+Source: Hansen 2016, arXiv:1604.00772. Numeric parameters that every point has are scaled to [0, 1] (`place_of`); the
+distribution starts in the middle with a standard deviation of 1/6, Optuna's choice. A trial that did not complete
+belongs to no generation: its place is drawn again, the usual treatment of what cannot be evaluated.
+"""
+
+import math
+from collections.abc import Sequence
+
+from orchestrator.samplers import CMAESSampler
+from orchestrator.search.draw import derived_seed, draw, place_of, value_at
+from orchestrator.search.generations import generations
+from orchestrator.search.space import Parameter, parameters
+from orchestrator.search.visible import visible
+from orchestrator.spec import ExperimentSpec, FloatDomain, IntDomain, Scalar
+from orchestrator.store.records import TrialRecord
+
+
+def adapted(spec: ExperimentSpec) -> tuple[Parameter, ...]:
+    """The parameters that CMA-ES adapts: numbers, more than one, that every point has."""
+    return tuple(
+        parameter
+        for parameter in parameters(spec)
+        if parameter.condition is None
+        and (
+            (isinstance(parameter.domain, IntDomain) and parameter.domain.int[0] < parameter.domain.int[1])
+            or (isinstance(parameter.domain, FloatDomain) and parameter.domain.float[0] < parameter.domain.float[1])
+        )
+    )
+
+
+def population_size(spec: ExperimentSpec, sampler: CMAESSampler) -> int:
+    """Trials of a generation: as given, or 4 + floor(3 ln d) (equation 48)."""
+    if sampler.population_size is not None:
+        return sampler.population_size
+    return 4 + math.floor(3 * math.log(len(adapted(spec))))
+
+
+def cma_point(
+    spec: ExperimentSpec, sampler: CMAESSampler, *, number: int, history: Sequence[TrialRecord], attempt: int = 0
+) -> dict[str, Scalar]:
+    """The point of trial `number`. What CMA-ES does not adapt is drawn at random.
+
+    Args:
+        history: as for `propose`.
+        attempt: how many points for this trial were rejected.
+    """
+    import numpy as np
+    from cmaes import CMA
+
+    space = adapted(spec)
+    size = population_size(spec, sampler)
+    optimizer = CMA(
+        mean=np.full(len(space), 0.5),
+        sigma=1 / 6,
+        bounds=np.tile([0.0, 1.0], (len(space), 1)),
+        n_max_resampling=10 * len(space),
+        seed=derived_seed(spec.seed, number, "cmaes", attempt),
+        population_size=size,
+    )
+    sign = 1 if spec.objective.direction == "minimize" else -1
+    past = generations(spec, visible(spec, number, history), number=number, size=size)
+    for members in past.members:
+        optimizer.tell([(np.array(_places(space, trial)), sign * (trial.objective or 0.0)) for trial in members])
+    # Telling uses no randomness, so what is asked depends on the seed above and on the distribution only.
+    places = optimizer.ask()
+    fixed = {
+        parameter.name: value_at(parameter.domain, min(max(float(place), 0.0), 1 - 2**-53))
+        for parameter, place in zip(space, places, strict=True)
+    }
+    return draw(parameters(spec), spec.seed, number, attempt=attempt, fixed=fixed)
+
+
+def _places(space: Sequence[Parameter], trial: TrialRecord) -> list[float]:
+    places: list[float] = []
+    for parameter in space:
+        value = trial.params[parameter.name]
+        assert isinstance(parameter.domain, IntDomain | FloatDomain)
+        assert isinstance(value, int | float)
+        places.append(place_of(parameter.domain, value))
+    return places
