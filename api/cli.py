@@ -374,7 +374,7 @@ def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argumen
         from api.supervisor import child_environment
 
         if finds_run is not None:
-            from api.trained import trained_folder, with_first_run_found, with_run_found
+            from api.trained import spec_option, trained_folder, with_first_run_found, with_run_found
             from orchestrator import home
 
             def found(name: str) -> Path:
@@ -383,8 +383,10 @@ def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argumen
             arguments = tuple(
                 with_run_found(arguments, found)
                 if finds_run == "option"
-                else with_first_run_found(arguments, found, flags=("--json", "--help"))
+                else with_first_run_found(arguments, found, flags=("--json", "--help", "--checkpoints"))
             )
+            if command == "bundle":
+                arguments = (*arguments, *spec_option(arguments))
         # -P: a folder called `trainer` where the user happens to be is not ours.
         os.execve(sys.executable, [sys.executable, "-P", "-m", "trainer", command, *arguments], child_environment())
 
@@ -402,8 +404,14 @@ _passed_on(
 _passed_on("import", "A Hugging Face folder as a start checkpoint: --hf DIR --out DIR.")
 _passed_on(
     "replay",
-    "Execute a recorded run again and compare bit for bit: RUN [--from STEP] [--to STEP] --json; RUN is a folder, or "
-    "the id of a run or trial.",
+    "Execute a recorded run again and compare bit for bit: RUN [--from STEP] [--to STEP] --json; RUN is a folder, a "
+    "bundle, or the id of a run or trial.",
+    finds_run="argument",
+)
+_passed_on(
+    "bundle",
+    "One archive from which a run can be replayed elsewhere: RUN [--out FILE] [--checkpoints] --json; RUN is a folder, "
+    "or the id of a run or trial.",
     finds_run="argument",
 )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from api.client import Client
-from orchestrator.home import run_folder
+from orchestrator.home import SPEC_FILE, run_folder
 from trainer.errors import EvenloadError
 
 CHECKPOINTS = "checkpoints/step-*"
@@ -81,3 +81,16 @@ def with_first_run_found(arguments: Sequence[str], found: Callable[[str], Path],
             given[index] = str(found(argument))
             break
     return given
+
+
+def spec_option(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Returns `--spec FILE` if a run of a home is among the arguments, whose experiment left its spec; else nothing."""
+    if "--spec" in arguments:
+        return ()
+    for argument in arguments:
+        path = Path(argument)
+        if not argument.startswith("-") and path.is_dir() and len(path.absolute().parents) > 2:
+            spec = path.absolute().parents[2] / SPEC_FILE
+            if spec.is_file():
+                return ("--spec", str(spec))
+    return ()

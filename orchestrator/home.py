@@ -4,6 +4,7 @@
     <home>/token                       the API's bearer token, 0600
     <home>/cache/tokens/               token shards
     <home>/ray/ mlflow/ logs/          state of the services
+    <home>/experiments/<experiment id>/spec.json                      its spec, for whoever reads the folder without us
     <home>/experiments/<experiment id>/trials/<number>/<run id>/      what a run writes
 
 Rows of the database name run and checkpoint folders relative to the home, so that a home can be moved.
@@ -11,6 +12,8 @@ Rows of the database name run and checkpoint folders relative to the home, so th
 
 import os
 from pathlib import Path
+
+SPEC_FILE = "spec.json"
 
 
 def home() -> Path:

@@ -25,7 +25,7 @@ from trainer.errors import EvenloadError
 from trainer.interop.commands import export_command, import_command
 from trainer.model.size import model_size
 from trainer.presets import preset_names
-from trainer.replay_command import replay_command
+from trainer.replay_command import bundle_command, replay_command
 from trainer.reporter import STOP_FILE
 from trainer.size_tables import presets_view, size_figures, size_table
 from trainer.telemetry.progress import Progress
@@ -49,6 +49,7 @@ def main() -> None:
 main.add_command(export_command)
 main.add_command(import_command)
 main.add_command(replay_command)
+main.add_command(bundle_command)
 
 
 OUT_OPTION = click.option(

@@ -89,6 +89,14 @@ def git_state() -> GitState:
     )
 
 
+def file_at_commit(commit: str | None, name: str) -> bytes | None:
+    """Return a file of the checkout at a commit, or as it is now where the commit is not known; None if absent."""
+    content = None if commit is None else _git("show", f"{commit}:{name}")
+    if content is None and (_CHECKOUT / name).is_file():
+        content = (_CHECKOUT / name).read_bytes()
+    return content
+
+
 def package_version(name: str) -> str | None:
     """Return the installed version of a distribution, or None where the code runs from a checkout."""
     try:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trainer.bundle import with_start_found
 from trainer.checkpoint_manifest import checkpoint_folder, checkpoints_of, read_manifest, verify_checkpoint
 from trainer.checkpoint_tensors import MODEL, OPTIMIZER
 from trainer.config.run import CheckpointReport, RunReport, RunRequest
@@ -134,7 +135,8 @@ def replay(
     run(
         RunRequest(
             run_id=folder.name,
-            config=recorded.config,
+            # A checkpoint is gone on from under the config it was written with, and never asks for the start.
+            config=with_start_found(recorded) if start is None else recorded.config,
             folder=str(scratch),
             resume_from=None if start is None else str(start),
             stop_at_tokens=last * recorded.config.step_tokens,
@@ -261,6 +263,8 @@ def _range(recorded: RecordedRun, first_step: int | None, last_step: int | None)
 def _checkpoint_before(recorded: RecordedRun, step: int) -> Path | None:
     """Return the newest sound checkpoint from which `step` is still to come; None: there is none."""
     for path in checkpoints_of(recorded.folder):
+        if not (path / MODEL).exists():
+            continue  # a bundle's: checksums only
         try:
             manifest = verify_checkpoint(path)
         except CheckpointInvalid as error:

@@ -1,4 +1,4 @@
-"""The command `replay` of `python -m trainer`."""
+"""The commands `replay` and `bundle` of `python -m trainer`."""
 
 import json
 import sys
@@ -48,15 +48,19 @@ def replay_command(
     Ends with status 0 if everything is identical, 1 if not.
     """
     # Here and not above: other commands answer without loading torch.
+    from trainer.bundle import unpack_bundle
     from trainer.data.shards import default_cache_dir
     from trainer.replay import replay
 
     console = Console(stderr=True, highlight=False)
-    with tempfile.TemporaryDirectory(prefix="evenload-replay-") as scratch, console.status("starting") as status:
+    with tempfile.TemporaryDirectory(prefix="evenload-replay-") as temporary, console.status("starting") as status:
+        scratch, unpacked = Path(temporary, "run"), Path(temporary, "bundle")
+        scratch.mkdir()
+        unpacked.mkdir()
         try:
             verdict = replay(
-                run.absolute(),
-                Path(scratch),
+                unpack_bundle(run, unpacked) if run.is_file() else run.absolute(),
+                scratch,
                 first_step=first_step,
                 last_step=last_step,
                 cache_folder=(cache or default_cache_dir()).absolute(),
@@ -69,6 +73,31 @@ def replay_command(
             raise ReplayRefused(str(error)) from error
     click.echo(json.dumps(verdict_figures(verdict))) if as_json else _say(Console(highlight=False), verdict)
     sys.exit(0 if verdict.identical else DIVERGED)
+
+
+@click.command("bundle")
+@click.argument("run", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: RUN's name.tar.gz.")
+@click.option("--spec", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of the experiment, JSON.")
+@click.option("--checkpoints", is_flag=True, help="Put the checkpoints in, so that a replay can go on from one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a sentence.")
+def bundle_command(run: Path, out: Path | None, spec: Path | None, checkpoints: bool, as_json: bool) -> None:
+    """Write one archive of RUN (its folder) from which it can be replayed on another machine."""
+    from trainer.bundle import write_bundle
+
+    archive = out or Path(f"{run.resolve().name}.tar.gz")
+    try:
+        document = None if spec is None else spec.read_bytes()
+        files = write_bundle(run.absolute(), archive, spec=document, with_checkpoints=checkpoints)
+    except FileExistsError as error:
+        raise ReplayRefused(f"{archive} is there already; choose another --out") from error
+    except EvenloadError as error:
+        raise ReplayRefused(str(error)) from error
+    if as_json:
+        click.echo(json.dumps({"bundle": str(archive), "files": files}))
+    else:
+        size = archive.stat().st_size
+        click.echo(f"{archive}: {len(files)} files, {size / 1e6:,.2f} MB; `evenload replay {archive}` replays it")
 
 
 def verdict_figures(verdict: "Verdict") -> dict[str, object]:

@@ -242,6 +242,7 @@ class Conductor:
             lambda work: work.runs.start(trial.id, epoch=self.epoch, resume_from=checkpoint, stop_at_tokens=stop_at)
         )
         self._live[run.id] = run
+        self._leave_spec()
         logger.info(
             "run %s of trial %d starts%s",
             run.id,
@@ -260,6 +261,15 @@ class Conductor:
             use_gpu=self._places.use_gpu,
             num_threads=self._places.num_threads,
         )
+
+    def _leave_spec(self) -> None:
+        """Puts the spec beside the trials, once: whoever has the folder can tell what it belongs to."""
+        path = self._root / layout.experiment_folder(self.experiment_id) / layout.SPEC_FILE
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+            unfinished.write_text(self.spec.model_dump_json(indent=1), encoding="utf-8")
+            unfinished.replace(path)
 
     def _is_ready(self, trial: TrialRecord) -> bool:
         """False while a trial of a synchronous experiment waits for the decision on its batch."""

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from api.trained import NothingTrained, trained_folder, with_first_run_found, with_run_found
+from api.trained import NothingTrained, spec_option, trained_folder, with_first_run_found, with_run_found
 from orchestrator.home import run_folder
 
 
@@ -53,3 +53,13 @@ def test_only_the_run_is_replaced(given: list[str], expected: list[str]) -> None
 )
 def test_only_the_first_argument_that_is_no_option_is_replaced(given: list[str], expected: list[str]) -> None:
     assert with_first_run_found(given, lambda name: Path(f"<{name}>"), flags=("--json",)) == expected
+
+
+def test_spec_that_an_experiment_left_goes_into_the_bundles_of_its_runs(tmp_path: Path) -> None:
+    folder = tmp_path / run_folder("exp_1", 3, "run_7")
+    folder.mkdir(parents=True)
+    assert spec_option([str(folder)]) == ()
+    spec = tmp_path / "experiments" / "exp_1" / "spec.json"
+    spec.write_text("{}")
+    assert spec_option(["--json", str(folder)]) == ("--spec", str(spec))
+    assert spec_option([str(folder), "--spec", "mine.json"]) == ()
