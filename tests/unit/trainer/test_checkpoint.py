@@ -3,6 +3,7 @@
 import hashlib
 import json
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings, strategies
 
 from tests.support.training import train_config
 from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
@@ -226,3 +228,37 @@ def test_checkpoint_of_another_format_version_says_which(copy: Path):
     (copy / "manifest.json").write_bytes(canonical(content))
     with pytest.raises(CheckpointInvalid, match="format version 99"):
         load(copy)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=strategies.sampled_from(FILES),
+    damage=strategies.sampled_from(["flip", "cut", "grow", "swap"]),
+    place=strategies.floats(0, 1, exclude_max=True),
+    bit=strategies.integers(0, 7),
+)
+def test_any_damage_anywhere_is_found_and_the_checkpoint_before_is_taken(
+    saved: Path, tmp_path_factory: pytest.TempPathFactory, name: str, damage: str, place: float, bit: int
+):
+    """One flipped bit, a file cut short, grown, or with two bytes exchanged: `saved` is whole, its copy is not."""
+    run_folder = tmp_path_factory.mktemp("damaged")
+    before, after = (run_folder / "checkpoints" / f"step-{step:08d}" for step in (3, 4))
+    shutil.copytree(saved, before)
+    shutil.copytree(saved, after)
+    content = bytearray((after / name).read_bytes())
+    index = int(place * len(content))
+    if damage == "flip":
+        content[index] ^= 1 << bit
+    elif damage == "cut":
+        del content[index:]
+    elif damage == "grow":
+        content[index:index] = bytes([bit])
+    else:
+        other = (index + 1 + bit) % len(content)
+        assume(content[index] != content[other])
+        content[index], content[other] = content[other], content[index]
+    (after / name).write_bytes(content)
+    with pytest.raises(CheckpointInvalid):
+        verify_checkpoint(after)
+    assert newest_valid_checkpoint(run_folder) == before
+    shutil.rmtree(run_folder)
