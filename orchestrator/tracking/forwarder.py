@@ -103,7 +103,7 @@ class Forwarder:
         ended = is_terminal(trial.state)
         until = None if ended else (checkpoint.step if checkpoint is not None else -1)
         after = positions.get("step", -1)
-        if until is None or until > after:
+        if until > after if until is not None else "whole" not in positions:
             self._remote.log_points(
                 run_id,
                 itertools.chain(
@@ -113,9 +113,8 @@ class Forwarder:
                 ),
             )
             self._remote.log_tags(run_id, tags)
-            if until is not None:
-                positions["step"] = until
-                self._save(trial, run_id, positions)
+            positions |= {"whole": True} if until is None else {"step": until}
+            self._save(trial, run_id, positions)
         if ended:
             self._finish(mlflow_experiment_id, run_id, trial, source, checkpoint)
             self._save(trial, run_id, positions, finished=True)
@@ -135,6 +134,7 @@ class Forwarder:
             self._remote.log_artifacts(run_id, Path(folder))
         if checkpoint is not None:
             self._remote.log_model(mlflow_experiment_id, run_id, record.trained_model(trial, checkpoint))
+        self._remote.delete_others(mlflow_experiment_id, run_id, key="evenload.trial_id", value=trial.id)
         self._remote.end_run(run_id, status=record.status(trial.state), end_ms=trial.finished_at_ms)
 
     def _ensure_run(

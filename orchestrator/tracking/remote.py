@@ -46,8 +46,9 @@ class Remote:
         # MLflow's client takes these from nowhere else.
         os.environ.update(
             {
-                # MLflow's own retries would hide an outage for minutes; ours outlast any.
-                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+                # MLflow's own retries would hide an outage for minutes, and create a run twice whose answer was lost.
+                # The next round tries again, after it has looked.
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
                 "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -157,6 +158,15 @@ class Remote:
         """Uploads the files of a folder, each in place of one of its name."""
         for path in sorted(folder.iterdir()):
             self._call(self._client.log_artifact, run_id, str(path))
+
+    def delete_others(self, experiment_id: str, run_id: str, *, key: str, value: str) -> None:
+        """Deletes runs with this tag but `run_id`: a request that was given up may still have created one later."""
+        there = self._call(
+            self._client.search_runs, [experiment_id], filter_string=f"tags.`{key}` = '{value}'", max_results=100
+        )
+        for run in there:
+            if run.info.run_id != run_id:
+                self._call(self._client.delete_run, run.info.run_id)
 
     def end_run(self, run_id: str, *, status: str, end_ms: int | None) -> None:
         """Ends a run."""

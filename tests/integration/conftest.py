@@ -8,10 +8,10 @@ import pytest
 from orchestrator.store.migrate import upgrade
 from orchestrator.store.session import Database, open_database
 from tests.support import postgres
-from tests.support.services import installation, mlflow_url, ray_head
+from tests.support.services import installation, mlflow_server, mlflow_url, ray_head
 from tests.support.stores import FakeLeaseClock
 
-__all__ = ["installation", "mlflow_url", "ray_head"]  # fixtures
+__all__ = ["installation", "mlflow_server", "mlflow_url", "ray_head"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -1,39 +1,20 @@
 """The forwarder against a real MLflow server: all points once, whatever goes down in between."""
 
 import json
-import shutil
-import sqlite3
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow.tracking
 import pytest
-from mlflow.entities import ViewType
 
-from orchestrator.errors import TrackingUnavailable
-from orchestrator.store.records import TrialRecord
 from orchestrator.store.session import Database, database_url, open_database
-from orchestrator.tracking import server
 from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.forwarder import Forwarder
-from tests.support.services import fresh_home, wait_until
-from tests.support.sweeps import submit, sweep_document, take_over
-from tests.support.training import STEP_TOKENS
-from trainer import worker
-from trainer.config.run import RunReport, RunRequest
+from tests.support.forwarding import DOCUMENT, forward_all, history, mlflow_runs, the_trial, train
+from tests.support.services import fresh_home
+from tests.support.sweeps import submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
-
-DOCUMENT = sweep_document(
-    num_trials=1,
-    num_steps=24,
-    scheduler={"kind": "none"},
-    base={
-        "loop": {"checkpoint_every_tokens": 8 * STEP_TOKENS, "evaluate_every_tokens": 8 * STEP_TOKENS},
-    },
-)
 
 
 @pytest.fixture
@@ -46,59 +27,6 @@ def database(root: Path) -> Iterator[Database]:
     opened = open_database(database_url(root))
     yield opened
     opened.close()
-
-
-class Killed(Exception):
-    """The trial's process was killed here."""
-
-
-def train(database: Database, root: Path, experiment_id: str, *, kill_after_step: int | None = None) -> None:
-    """Trains the experiment's trial in this process: to the end, or until a checkpoint of `kill_after_step`."""
-    conductor = take_over(database, root, experiment_id)
-    request = conductor.next_run()
-    assert isinstance(request, RunRequest)
-
-    def take(report: RunReport) -> None:
-        conductor.report(request.run_id, report)
-        if kill_after_step is not None and report.checkpoint is not None and report.step >= kill_after_step:
-            raise Killed
-
-    if kill_after_step is None:
-        worker.run(request, take)
-        conductor.settle()
-    else:
-        with pytest.raises(Killed):
-            worker.run(request, take)
-
-
-def the_trial(database: Database, experiment_id: str) -> TrialRecord:
-    """The experiment's only trial."""
-    with database.read() as work:
-        (trial,) = work.trials.history(experiment_id)
-    return trial
-
-
-def mlflow_runs(url: str, database: Database, experiment_id: str) -> list[Any]:
-    """The experiment's MLflow runs without the parent."""
-    with database.read() as work:
-        mlflow_experiment_id = work.experiments.get(experiment_id).mlflow_experiment_id
-    assert mlflow_experiment_id is not None
-    client = mlflow.tracking.MlflowClient(tracking_uri=url)
-    runs = client.search_runs([mlflow_experiment_id], run_view_type=ViewType.ALL)
-    return [run for run in runs if "evenload.trial_id" in run.data.tags]
-
-
-def history(url: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    """Step and value of every point of a metric."""
-    points = mlflow.tracking.MlflowClient(tracking_uri=url).get_metric_history(run_id, key)
-    return sorted((point.step, point.value) for point in points)
-
-
-def forward_all(database: Database, root: Path, url: str) -> None:
-    """Forwards until nothing is left."""
-    forwarder = Forwarder(database, root, url)
-    forwarder.reopen_parents()
-    assert forwarder.round() == 0
 
 
 def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, root: Path) -> None:
@@ -214,34 +142,18 @@ def test_live_trial_is_forwarded_up_to_its_checkpoint_and_its_retry_goes_on_in_t
     assert [step for step, _ in history(mlflow_url, run.info.run_id, "eval/loss/all")] == [0, 8, 16, 24]
 
 
-def test_mlflow_down_then_up_gets_all_points_and_no_extra(database: Database, root: Path, tmp_path: Path) -> None:
+def test_a_second_run_that_a_late_request_made_is_deleted(mlflow_url: str, database: Database, root: Path) -> None:
     experiment_id = submit(database, DOCUMENT)
     train(database, root, experiment_id, kill_after_step=8)
-    home = tmp_path / "mlflow-home"
-    identity, url, child = server.start_server(home)
-    try:
-        wait_until(lambda: server.is_healthy(url), what="MLflow")
-        forwarder = Forwarder(database, root, url)
-        assert forwarder.round() == 1
-    finally:
-        server.stop_server(identity)
-        child.wait()
+    forwarder = Forwarder(database, root, mlflow_url)
+    forwarder.round()
+    (run,) = mlflow_runs(mlflow_url, database, experiment_id)
+    client = mlflow.tracking.MlflowClient(tracking_uri=mlflow_url)
+    tags = {key: run.data.tags[key] for key in ("evenload.trial_id", "mlflow.parentRunId")}
+    client.create_run(run.info.experiment_id, tags=tags)
+    assert len(mlflow_runs(mlflow_url, database, experiment_id)) == 2
 
-    train(database, root, experiment_id)  # trains and ends while MLflow is down
-    with pytest.raises(TrackingUnavailable):
-        forwarder.round()
-
-    identity, url, child = server.start_server(home)
-    try:
-        wait_until(lambda: server.is_healthy(url), what="MLflow")
-        forward_all(database, root, url)
-    finally:
-        server.stop_server(identity)
-        child.wait()
-    with sqlite3.connect(home / "mlflow" / "mlflow.db") as stored:
-        points = Counter(stored.execute("SELECT key, step FROM metrics").fetchall())
-        ended = stored.execute("SELECT status FROM runs").fetchall()
-    assert set(points.values()) == {1}, "no step of any metric twice"
-    assert [step for key, step in sorted(points) if key == "train/loss"] == list(range(1, 25))
-    assert ended == [("FINISHED",), ("FINISHED",)], "the trial's run and the experiment's parent"
-    shutil.rmtree(home)
+    train(database, root, experiment_id)
+    assert forwarder.round() == 0
+    (kept,) = mlflow_runs(mlflow_url, database, experiment_id)
+    assert kept.info.run_id == run.info.run_id

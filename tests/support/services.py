@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
 from orchestrator.execution import cluster, processes
 from orchestrator.execution.cluster import Head
-from orchestrator.home import logs_folder, token_cache_folder
+from orchestrator.home import logs_folder, mlflow_folder, token_cache_folder
 from orchestrator.store.migrate import upgrade
 from orchestrator.store.session import Database, database_url, open_database
 from orchestrator.tracking import server
@@ -135,16 +135,30 @@ def installation(ray_head: tuple[Head, Path], tmp_path: Path) -> Iterator[Instal
         database.close()
 
 
+class MlflowServer(NamedTuple):
+    """A server that runs, and the SQLite file that it keeps."""
+
+    url: str
+    database: Path
+
+
 @pytest.fixture(scope="session")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """An MLflow server for the whole session."""
-    identity, url, child = server.start_server(tmp_path_factory.mktemp("mlflow"))
+    root = tmp_path_factory.mktemp("mlflow")
+    identity, url, child = server.start_server(root)
     try:
         wait_until(lambda: server.is_healthy(url), what="MLflow")
-        yield url
+        yield MlflowServer(url, mlflow_folder(root) / "mlflow.db")
     finally:
         server.stop_server(identity)
         child.wait()
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(mlflow_server: MlflowServer) -> str:
+    """Where the session's MLflow server is."""
+    return mlflow_server.url
 
 
 def fresh_home(root: Path) -> Path:
