@@ -9,7 +9,7 @@ from orchestrator.store.records import RunRecord, TrialRecord
 from orchestrator.store.work import Work
 from orchestrator.tracking.series import EVALUATION_METRICS, RunFolder, Source
 from trainer.config import TrainConfig
-from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
+from trainer.metrics.catalog import PROBE_SCALARS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
 from trainer.model.size import flops_per_token
 
 X_UNITS = {"step": "steps", "tokens": "tokens", "time": "s", "flops": "FLOPs"}
@@ -50,7 +50,7 @@ def check_keys(keys: Sequence[str], known: Sequence[str], *, place: str) -> None
 LAYER_SERIES = (*ROUTER_SCALARS, *QUANTIZATION_SCALARS)
 """Names of series with one value per MoE layer; the latter only runs with quantised experts have."""
 
-SERIES = (*SCALARS, *LAYER_SERIES, *EVALUATION_METRICS)
+SERIES = (*SCALARS, *UPDATE_SCALARS, *LAYER_SERIES, *PROBE_SCALARS, *EVALUATION_METRICS)
 """Names that a series can be asked for."""
 
 

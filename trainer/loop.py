@@ -126,10 +126,13 @@ def train(
                 if may_stop and world.any(reporter.should_stop()):
                     break
                 training.advance()
-                if telemetry.drain_due(training.step):
-                    telemetry.drain()
-                    telemetry.write_if_due()
                 milestone = milestones.at(training.step)
+                if telemetry.drain_due(training.step) or milestone.evaluate or milestone.checkpoint:
+                    telemetry.drain()
+                    if training.rewind_if_due():
+                        milestone = milestones.at(training.step)
+                        continue  # what is due at this step was done when the run came here first
+                    telemetry.write_if_due()
                 evaluation = training.evaluate() if milestone.evaluate else None
                 checkpoint = training.save() if milestone.checkpoint else None
                 for rung in milestone.rungs:
@@ -137,6 +140,8 @@ def train(
                 if not (milestone.rungs or milestone.end or milestone.stop) and (evaluation or checkpoint):
                     report("progress", evaluation=evaluation, checkpoint=checkpoint)
 
+            telemetry.drain()
+            training.rewind_if_due()
             stopped_by = None if milestone.end else telemetry.stopped_by
             if milestone.end or stopped_by:
                 training.evaluate()

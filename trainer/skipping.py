@@ -9,7 +9,7 @@ Letters: W steps of the window.
 import torch
 from torch import Tensor, nn
 
-from trainer.config.clipping import SkipSpikesConfig
+from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.metrics.spikes import ONLINE_SIGMA_FLOOR
 from trainer.optimizers.grouped import GroupedOptimizer
 
@@ -76,8 +76,8 @@ def step_where_not(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """As `step_unless`, without the host knowing: the step is done, and undone where it had to be skipped.
 
     torch's fused kernels leave everything alone themselves when told that the gradient overflowed, at no cost. A
-    GroupedOptimizer copies one parameter group with its states at a time: that is what having `skip_spikes` on costs
-    there, the memory of the largest group and its states once more, and two passes over all of them.
+    GroupedOptimizer copies one parameter group with its states at a time: that is what skipping costs there, the memory
+    of the largest group and its states once more, and two passes over all of them.
     """
     if isinstance(optimizer, GroupedOptimizer):
         optimizer.step_where_not(skipped)

@@ -94,13 +94,22 @@ class TrainStep:
             else None
         )
 
-    def __call__(self, step: int, buffer: StepBuffer) -> float:
-        """Do the update number `step` (1-based), leave its telemetry in `buffer`, and return the learning rate."""
-        lr = self._config.optimizer.lr * self._schedule(step - 1)
+    def __call__(
+        self, step: int, buffer: StepBuffer, *, batch_number: int | None = None, lr_factor: float = 1.0
+    ) -> float:
+        """Do the update number `step` (1-based), leave its telemetry in `buffer`, and return the learning rate.
+
+        Args:
+            step: decides the learning rate.
+            buffer: takes the telemetry.
+            batch_number: of the batch to train on, from 1; None: that of the step.
+            lr_factor: multiplies the learning rate.
+        """
+        lr = self._config.optimizer.lr * self._schedule(step - 1) * lr_factor
         set_learning_rate(self._optimizer, lr)
         self._optimizer.zero_grad(set_to_none=True)
         buffer.begin_step()
-        micro_batches = list(self._micro_batches(step))
+        micro_batches = list(self._micro_batches(step if batch_number is None else batch_number))
         self._balancing.begin([partial(self._route, micro_batch) for micro_batch in micro_batches])
         for number, micro_batch in enumerate(micro_batches, start=1):
             self._balancing.begin_micro_batch(number - 1)
@@ -122,9 +131,9 @@ class TrainStep:
             self._balancing.end(counts_ME)
         return lr
 
-    def _micro_batches(self, step: int) -> Iterator[_MicroBatch]:
+    def _micro_batches(self, batch_number: int) -> Iterator[_MicroBatch]:
         batch = self._mixture.batch(
-            step - 1, self._config.loop.global_batch_size, self._world.rank, self._world.world_size
+            batch_number - 1, self._config.loop.global_batch_size, self._world.rank, self._world.world_size
         )
         for first in range(0, len(batch.inputs_BL), self._micro_batch_size):
             taken = slice(first, first + self._micro_batch_size)

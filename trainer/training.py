@@ -23,9 +23,11 @@ from trainer.model.build import build_model
 from trainer.model.size import flops_per_token, model_size
 from trainer.optimizers.build import build_optimizer
 from trainer.precision.build import build_precision
+from trainer.probe import RoutingProbe
 from trainer.random_state import random_state, restore_random_state
 from trainer.schedules.build import build_schedule
 from trainer.specialization import measure_specialization
+from trainer.spike_policy import SpikePolicy
 from trainer.start.build import apply_start
 from trainer.start.freezing import freeze, trains_experts
 from trainer.step import TrainStep
@@ -85,19 +87,22 @@ class Training:
         self._update = Update(config.loop, model=self._model, optimizer=self._optimizer, device=world.device)
         self._precision = build_precision(config.precision, world.device)
         self._precision.apply_to(self._model)
+        self._probe = RoutingProbe(config, self._data.evaluation_sets)
         self._initial: Evaluation = {}
         self._last: Evaluation = {}
         self._last_step: int | None = None
         self.step = 0
         self.checkpoint: CheckpointReport | None = None
         self.clock = TrainingClock()
+        self._spike_policy = SpikePolicy(config.loop.spike_policy, log_every_steps=config.loop.log_every_steps)
         self.telemetry = Telemetry(
             config,
             folder=folder if world.is_main else None,
             layers=[index for index, kind in enumerate(config.model.layer_kinds()) if kind == "moe"],
             world=world,
             clock=self.clock,
-            samples_of_step=self._data.samples_of_step,
+            samples_of_step=lambda step: self._data.samples_of_step(self._spike_policy.batch_number(step)),
+            spike_policy=self._spike_policy,
             on_progress=on_progress,
         )
         if resume_from is not None:
@@ -147,8 +152,37 @@ class Training:
     def advance(self) -> None:
         """Do one optimizer step. Does not wait for the device."""
         self.step += 1
-        lr = self._train_step(self.step, self.telemetry.buffer)
+        lr = self._train_step(
+            self.step,
+            self.telemetry.buffer,
+            batch_number=self._spike_policy.batch_number(self.step),
+            lr_factor=self._spike_policy.lr_factor(self.step),
+        )
         self.telemetry.step_done(lr=lr)
+
+    def rewind_if_due(self) -> bool:
+        """Go back to the newest checkpoint if a spike asks for that, and return whether the run did.
+
+        Called where all steps are drained and before anything of them is saved, so the newest checkpoint is one from
+        before the spike. Without any, the spike is only recorded.
+        """
+        spike_step = self._spike_policy.rewind_from
+        if spike_step is None:
+            return False
+        if self.checkpoint is None:
+            logger.warning("step %d spiked and there is no checkpoint before it to go back to", spike_step)
+            self._spike_policy.cannot_rewind()
+            return False
+        to_step = self.checkpoint.step
+        logger.info("step %d spiked, going back to step %d", spike_step, to_step)
+        policy, abandoned = self._spike_policy.copy(), self.telemetry.abandon()
+        with self.clock.excluded():
+            self._resume(Path(self.checkpoint.folder), duration_s=self.clock.duration_s)
+            if self._world.is_main:
+                delete_telemetry_after(self._folder, to_step)
+        self._spike_policy.rewound(policy, to_step=to_step)
+        self.telemetry.rewound(abandoned, number=self._spike_policy.num_rewinds, to_step=to_step)
+        return True
 
     def evaluate(self) -> Evaluation:
         """Evaluate at this step, unless that has been done, and return the figures."""
@@ -166,6 +200,10 @@ class Training:
             if self.step == 0:
                 self._initial = self._last
             self.telemetry.add_evaluation(self._last, step=self.step)
+            if self._probe.is_on:
+                with self.clock.excluded():
+                    values = self._probe.measure(self._model, precision=self._precision, step=self.step)
+                self.telemetry.add_probe(values, step=self.step)
         return self._last
 
     def save(self) -> CheckpointReport:
@@ -180,6 +218,7 @@ class Training:
             started_s = time.perf_counter()
             # Before the checkpoint: a resumed run writes what comes after it, so borders of chunks have to be here.
             self.telemetry.write()
+            self.telemetry.checkpoint_made(self.step)
             state = self._state()
             sha256 = ""
             if self._world.is_main:
@@ -226,6 +265,7 @@ class Training:
             total_parameters=size.total,
             active_parameters=size.active,
             flops_per_token=flops_per_token(config.model, seq_len=config.data.seq_len),
+            router_saturation=self._probe.saturation() if self._probe.is_on else None,
             domain_information=measure_specialization(config, self._model, self._data.evaluation_sets),
             start=self._start,
             lookahead=measure_lookahead(
@@ -242,7 +282,10 @@ class Training:
     def _state(self) -> dict[str, Any]:
         """Return what, besides tensors, a resumed run needs. Every worker must call it."""
         return {
-            "next_sample_index": self.step * self._config.loop.global_batch_size,
+            "next_sample_index": (self._spike_policy.batch_number(self.step + 1) - 1)
+            * self._config.loop.global_batch_size,
+            "spike_policy": self._spike_policy.state(),
+            "probe": self._probe.state(),
             "training_duration_s": self.clock.duration_s,
             "random_states": random_state(self._world),
             "telemetry": self.telemetry.state(),
@@ -252,7 +295,8 @@ class Training:
             "start": None if self._start is None else self._start.model_dump(mode="json"),
         }
 
-    def _resume(self, path: Path) -> None:
+    def _resume(self, path: Path, *, duration_s: float | None = None) -> None:
+        """Put everything back to a checkpoint; `duration_s` of training were spent so far, None: as it says."""
         manifest, state = load_checkpoint(
             path,
             config=self._config,
@@ -261,6 +305,8 @@ class Training:
             optimizer=self._optimizer,
             update=self._update,
         )
+        if duration_s is not None:
+            state["training_duration_s"] = duration_s
         self._put_back(path, manifest, state)
         self.checkpoint = CheckpointReport(
             step=manifest.step,
@@ -287,6 +333,8 @@ class Training:
         if parent.num_steps != config.num_steps:
             # The last steps of another length: what was averaged so far is not of them.
             state["telemetry"]["tail"] = new["tail"]
+        if parent.data != config.data or parent.loop.probe_tokens != config.loop.probe_tokens:
+            state["probe"] = self._probe.state()  # other tokens: nothing to compare with
         rules = {"warn_when", "stop_when"}
         if parent.model_dump(include=rules) != config.model_dump(include=rules):
             state["telemetry"]["alarms"] = new["alarms"]
@@ -299,6 +347,8 @@ class Training:
             logger.warning("%s was written by %d workers of %d threads: the resume is not bit-exact", path, *there)
         self.step = manifest.step
         self.clock.resume_from(state["training_duration_s"])
+        self._spike_policy.restore(state["spike_policy"])
+        self._probe.restore(state["probe"])
         self.telemetry.restore(state["telemetry"], step=self.step)
         restore_random_state(state["random_states"], self._world)
         self._initial = _evaluation(state["initial_evaluation"])

@@ -8,7 +8,11 @@ from trainer.data.evaluation import EvaluationSet, evaluation_windows
 from trainer.data.manifest import data_fingerprint
 from trainer.data.mixture import Mixture
 from trainer.data.shards import ensure_shard
-from trainer.telemetry.spike_events import MAX_DOCUMENT_IDS, Samples
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.telemetry.spike_events import MAX_DOCUMENT_IDS, Preview, Samples
+
+NUM_PREVIEWS, PREVIEW_TOKENS, PREVIEW_LENGTH = 8, 48, 160
+"""Samples of a step whose text is shown, the tokens read of each, and the most characters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +24,14 @@ class TrainingData:
         evaluation_sets: held-out windows, one set per corpus, in the order of `mixture.domains`.
         fingerprint: equal fingerprints promise equal samples.
         global_batch_size: samples per step.
+        tokenizer: of all of them.
     """
 
     mixture: Mixture
     evaluation_sets: tuple[EvaluationSet, ...]
     fingerprint: str
     global_batch_size: int
+    tokenizer: Tokenizer
 
     def samples_of_step(self, step: int) -> Samples:
         """Return which samples the update number `step` (1-based) was trained on."""
@@ -36,7 +42,13 @@ class TrainingData:
             ids.update(dict.fromkeys(self.mixture.window(index).document_ids))
             if len(ids) >= MAX_DOCUMENT_IDS:
                 break
-        return Samples(first=first, last=last, document_ids=list(ids)[:MAX_DOCUMENT_IDS])
+        previews = tuple(self._preview(index) for index in range(first, min(last + 1, first + NUM_PREVIEWS)))
+        return Samples(first=first, last=last, document_ids=list(ids)[:MAX_DOCUMENT_IDS], previews=previews)
+
+    def _preview(self, index: int) -> Preview:
+        window = self.mixture.window(index)
+        text = self.tokenizer.decode(window.tokens[:PREVIEW_TOKENS].tolist())
+        return Preview(index, window.document_ids, text[:PREVIEW_LENGTH])
 
 
 def open_data(config: TrainConfig, *, cache_folder: Path) -> TrainingData:
@@ -69,4 +81,5 @@ def open_data(config: TrainConfig, *, cache_folder: Path) -> TrainingData:
             seed=config.seed,
         ),
         global_batch_size=config.loop.global_batch_size,
+        tokenizer=load_tokenizer(data.tokenizer),
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.clipping.build import build_clipper
+from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.config.train import LoopConfig
 from trainer.gradient_norms import ROLES, GroupedNorms
 from trainer.optimizers.grouped import undone_where
@@ -45,7 +46,8 @@ class Update(nn.Module):
     ) -> None:
         super().__init__()
         self.clipper = build_clipper(config.gradient_clipping, model, device=device)
-        self.skipper = None if config.skip_spikes is None else SpikeSkipper(config.skip_spikes).to(device)
+        policy = config.spike_policy
+        self.skipper = SpikeSkipper(policy).to(device) if isinstance(policy, SkipSpikesConfig) else None
         self._optimizer = optimizer
         self._norms = GroupedNorms(model, device=device)
         self._measure_every = config.measure_updates_every_steps

@@ -75,6 +75,24 @@ class LayerHealth(Answer):
     token_entropy: float | None
 
 
+class SamplePreview(Answer):
+    """How a training sample begins."""
+
+    sample_index: int
+    document_ids: list[str]
+    text: str
+
+
+class Moved(Answer):
+    """A metric that lay more than 6 standard deviations from where it was."""
+
+    metric: str
+    layer: int | None
+    step: int
+    steps_before: int
+    z: float | None
+
+
 class Spike(Answer):
     """A sudden rise of the loss or of the gradient norm."""
 
@@ -86,15 +104,31 @@ class Spike(Answer):
     metric: str
     value: float | None
     baseline: float | None
-    """Median of the window before it."""
+    """Mean of the window before it."""
     z: float | None
-    """How many robust standard deviations above the baseline."""
+    """How many standard deviations of that window above the baseline."""
     size: float | None
     lr: float | None
     grad_norm: float | None
     sample_indices: tuple[int, int]
     """First and last sample of the step's global batch."""
     document_ids: list[str]
+    previews: list[SamplePreview] = Field(default_factory=list)
+    """How the first of those samples begin."""
+    grad_norms: dict[str, float | None] | None = None
+    """Gradient norm of each role's parameters."""
+    checkpoint_step: int | None = None
+    """Newest checkpoint before it."""
+    moved: list[Moved] = Field(default_factory=list)
+    """What left its usual range up to 20 steps before the spike, earliest first: an order in time, not a cause."""
+    order: list[str] = Field(default_factory=list)
+    """The same in words."""
+    peak_step: int | None = None
+    peak_value: float | None = None
+    router_peak: list[LayerHealth] | None = None
+    recovery_steps: int | None = None
+    rewound_to: int | None = None
+    """The step that the run went back to for it."""
     router_before: list[LayerHealth]
     router_at: list[LayerHealth]
     router_after: list[LayerHealth] | None

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Kind = Literal["scalars", "router", "evaluations"]
+Kind = Literal["scalars", "router", "evaluations", "probes"]
 
-_NAME = re.compile(r"(scalars|router|evaluations)-(\d{8,})-(\d{8,})\.parquet")
+_NAME = re.compile(r"(scalars|router|evaluations|probes)-(\d{8,})-(\d{8,})\.parquet")
 
 
 class Chunk(NamedTuple):

@@ -15,7 +15,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from orchestrator.tracking.chunks import chunks, columns, pieces
-from trainer.metrics.catalog import METRICS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
+from trainer.metrics.catalog import (
+    METRICS,
+    PROBE_SCALARS,
+    QUANTIZATION_SCALARS,
+    ROUTER_SCALARS,
+    SCALARS,
+    UPDATE_SCALARS,
+)
 
 XAxis = Literal["step", "tokens", "time", "flops"]
 """`time` is seconds since the trial's first step, `flops` training FLOPs."""
@@ -255,7 +262,7 @@ def x_values(source: Source, table: dict[str, np.ndarray], x: XAxis) -> np.ndarr
 
 
 def _check_key(key: str) -> None:
-    known = (*SCALARS, *UPDATE_SCALARS, *ROUTER_SCALARS, *QUANTIZATION_SCALARS, *EVALUATION_METRICS)
+    known = (*SCALARS, *UPDATE_SCALARS, *ROUTER_SCALARS, *QUANTIZATION_SCALARS, *PROBE_SCALARS, *EVALUATION_METRICS)
     if key not in known:
         raise ValueError(f"there is no series {key!r}; there are: {', '.join(known)}")
 
@@ -276,7 +283,8 @@ def _curves(source: Source, key: str, x: XAxis, layers: Layers) -> Iterator[_Cur
 
 
 def _layer_curves(source: Source, key: str, x: XAxis, layers: Layers) -> Iterator[_Curve]:
-    table = columns(source.folders, "router", ["tokens", "time_ms", "layer", key])
+    kind = "probes" if key in PROBE_SCALARS else "router"
+    table = columns(source.folders, kind, ["tokens", "time_ms", "layer", key])
     ys = table[key].astype(np.float64)
     if not len(ys) or (key in QUANTIZATION_SCALARS and np.isnan(ys).all()):
         if layers != "each":

@@ -1,8 +1,8 @@
-"""What happens to a gradient before the update: clipping, and skipping steps that spike."""
+"""What happens to a gradient before the update: clipping."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trainer.config.section import Section
 
@@ -57,26 +57,3 @@ class AdaGCConfig(Section):
 
 
 ClippingConfig = Annotated[NoClippingConfig | GlobalNormConfig | ZClipConfig | AdaGCConfig, Field(discriminator="kind")]
-
-
-class SkipSpikesConfig(Section):
-    """Skips the update of a step whose loss or gradient norm is far above those of the steps before it.
-
-    Source: OLMo-core's SkipStep optimizers (`optim/skip_step_optimizer.py`), whose defaults these are; one-sided, as
-    the spike events of the telemetry.
-    """
-
-    num_sigmas: float = Field(default=6.0, gt=0, le=1000)
-    """Standard deviations above the mean from which on a step is skipped."""
-    window: int = Field(default=128, ge=2, le=100_000)
-    """Steps that mean and deviation are taken over."""
-    min_window: int = Field(default=64, ge=2, le=100_000)
-    """Steps before the first that may be skipped."""
-
-    @model_validator(mode="after")
-    def _window_fills(self) -> "SkipSpikesConfig":
-        if self.min_window > self.window:
-            raise ValueError(
-                f"min_window={self.min_window} exceeds window={self.window}: no step would ever be skipped; lower it"
-            )
-        return self

@@ -89,6 +89,15 @@ class StartReport(Section):
     """What they are, for people."""
 
 
+class SaturationPoint(Section):
+    """How much of the routing of an earlier evaluation is that of the last one."""
+
+    step: int
+    tokens: int
+    by_layer: list[float]
+    """Per MoE layer, the share of the probe set's choices; top_k / num_experts at random, 1 at the end."""
+
+
 class RunSummary(Section):
     """What a finished run leaves for the tables; the series are in the telemetry."""
 
@@ -107,7 +116,7 @@ class RunSummary(Section):
     max_dead_fraction: float | None
     num_spikes: int
     num_skipped_steps: int = 0
-    """Steps without an update, see `loop.skip_spikes`."""
+    """Steps without an update, see `loop.on_spike`."""
     precision: str | None = None
     """What the run computed in, and whether the device does or float32 emulates it. None: not noted by an older run."""
     tokens_per_s: float
@@ -121,6 +130,8 @@ class RunSummary(Section):
     the run's seed) and `shuffled` (trained router, domain labels shuffled). None: dense."""
     lookahead: LookaheadProbe | None = None
     """None: nothing in the model looks ahead."""
+    router_saturation: tuple[SaturationPoint, ...] | None = None
+    """Of up to 8 evaluations over the run, oldest first. None: dense, or not probed."""
     start: StartReport | None = None
     """None: new weights."""
 

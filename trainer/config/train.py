@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from trainer.config.alarms import DEFAULT_WARNINGS, AlarmRule
-from trainer.config.clipping import ClippingConfig, GlobalNormConfig, NoClippingConfig, SkipSpikesConfig
+from trainer.config.clipping import ClippingConfig, GlobalNormConfig, NoClippingConfig
 from trainer.config.data import TOKENIZER_VOCAB_SIZES, DataConfig
 from trainer.config.model import ModelConfig
 from trainer.config.optimizers import ByPatternConfig, OptimizerConfig
@@ -16,6 +16,7 @@ from trainer.config.patterns import check_patterns
 from trainer.config.precision import Float32Config, PrecisionConfig, QuantizedExpertsSection
 from trainer.config.schedules import CosineScheduleConfig, ScheduleConfig
 from trainer.config.section import Section
+from trainer.config.spike_policies import RecordSpikesConfig, RewindConfig, SkipSpikesConfig, SpikePolicyConfig
 from trainer.config.start import ScratchStartConfig, StartConfig, check_start
 from trainer.config.trained import TrainedPart, check_trained
 
@@ -34,7 +35,10 @@ class LoopConfig(Section):
     clipping: ClippingConfig | None = None
     """How the gradient is clipped; null clips to `max_grad_norm`, which has to be left out or null with it."""
     skip_spikes: SkipSpikesConfig | None = None
-    """Which steps make no update because their loss or gradient norm spikes; null skips none."""
+    """Which steps make no update because their loss or gradient norm spikes. Short for an `on_spike` of kind `skip`."""
+    on_spike: SpikePolicyConfig = RecordSpikesConfig()
+    """What is done about a spike besides recording it: nothing (`record`), no update (`skip`), back to the checkpoint
+    before it and on with later batches (`rewind`), or a lower learning rate for a while (`lower_lr`)."""
     log_every_steps: int = Field(default=10, ge=1, le=1_000_000)
     """Steps between copies of the accumulated telemetry from the device; every step is recorded all the same."""
     measure_updates_every_steps: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -42,6 +46,8 @@ class LoopConfig(Section):
     (`optimizer/*_update_ratio`); each takes a copy of the parameters while it lasts. Null measures none."""
     evaluate_every_tokens: int | None = Field(default=None, ge=1)
     """Training tokens between evaluations; null evaluates before the first and after the last step only."""
+    probe_tokens: int = Field(default=1024, ge=0, le=1_000_000)
+    """Held-out tokens that every evaluation routes anew, to see what changed (`probe/` metrics); 0 probes nothing."""
     checkpoint_every_tokens: int | None = Field(default=None, ge=1)
     """Training tokens between checkpoints; null writes one at the end and wherever the orchestrator asks for one."""
 
@@ -60,6 +66,25 @@ class LoopConfig(Section):
                 "max_grad_norm to null, some kinds of clipping have a max_norm of their own"
             )
         return self
+
+    @model_validator(mode="after")
+    def _acts_one_way(self) -> "LoopConfig":
+        if self.skip_spikes is not None and self.on_spike.kind != "record":
+            raise ValueError(
+                f"skip_spikes and on_spike of kind {self.on_spike.kind!r} are both given; leave skip_spikes out, it is "
+                "short for an on_spike of kind 'skip'"
+            )
+        if isinstance(self.on_spike, RewindConfig) and self.checkpoint_every_tokens is None:
+            raise ValueError(
+                "on_spike of kind 'rewind' goes back to a checkpoint, and checkpoint_every_tokens is null: there would "
+                "be none; set it"
+            )
+        return self
+
+    @property
+    def spike_policy(self) -> SpikePolicyConfig:
+        """The policy that `on_spike` or its short form `skip_spikes` ask for."""
+        return self.on_spike if self.skip_spikes is None else self.skip_spikes
 
     @property
     def gradient_clipping(self) -> ClippingConfig:

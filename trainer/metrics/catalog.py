@@ -58,7 +58,7 @@ _DECLARED = (
         unit="1",
         lower="0",
         upper="1",
-        description="1 where the step made no update because it spiked (`loop.skip_spikes`), else 0.",
+        description="1 where the step made no update because it spiked (`loop.on_spike`), else 0.",
         source="OLMo-core, optim/skip_step_optimizer.py",
     ),
     MetricSpec(
@@ -492,6 +492,100 @@ _DECLARED = (
         description="Of the activations' gradients other than 0 cast for the experts' matmuls, those clipped.",
     ),
     MetricSpec(
+        name="probe/churn",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Share of the probe set's choices that differ from the evaluation before; NaN at the first.",
+        source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, eq. 5, subtracted from 1",
+    ),
+    MetricSpec(
+        name="probe/churn_uniform",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Control: the churn of two routings drawn evenly at random, 1 - top_k / num_experts.",
+    ),
+    MetricSpec(
+        name="probe/max_violation",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="num_experts / top_k - 1",
+        description="MaxVio over the whole probe set, held-out text of all domains alike.",
+        source="Wang et al. 2024, arXiv:2408.15664, eq. 4, MaxVio_global",
+    ),
+    MetricSpec(
+        name="probe/domain_information",
+        unit="bits",
+        axes=("layer",),
+        lower="0",
+        upper="ln(num_domains) / ln(2)",
+        description="Mutual information of a probe token's domain and its expert; biased upwards on few tokens.",
+    ),
+    MetricSpec(
+        name="probe/domain_specialization",
+        unit="1",
+        axes=("layer",),
+        lower="top_k / num_experts",
+        upper="1",
+        description="Mean over domains of the largest share of a domain's tokens that an expert takes.",
+        source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, eq. 7",
+    ),
+    MetricSpec(
+        name="probe/domain_specialization_shuffled",
+        unit="1",
+        axes=("layer",),
+        lower="top_k / num_experts",
+        upper="1",
+        description="Control: the same with the domains permuted over the windows of the probe set.",
+    ),
+    MetricSpec(
+        name="probe/vocabulary_specialization",
+        unit="1",
+        axes=("layer",),
+        lower="top_k / num_experts",
+        upper="1",
+        description="Mean over input tokens seen 4 times or more of the largest share that an expert takes.",
+        source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, eq. 8",
+    ),
+    MetricSpec(
+        name="probe/vocabulary_specialization_shuffled",
+        unit="1",
+        axes=("layer",),
+        lower="top_k / num_experts",
+        upper="1",
+        description="Control: the same with the input tokens permuted over the positions of the probe set.",
+    ),
+    MetricSpec(
+        name="probe/specialization_uniform",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Control of both: the share of any tokens that experts take evenly, top_k / num_experts.",
+    ),
+    MetricSpec(
+        name="probe/coactivation",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Largest share of an expert's tokens that one other expert takes too.",
+        source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, eq. 6, over all pairs",
+    ),
+    MetricSpec(
+        name="probe/coactivation_uniform",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Control: that share where experts are drawn evenly at random, (top_k - 1) / (num_experts - 1).",
+    ),
+    MetricSpec(
         name="specialization/mutual_information",
         unit="bits",
         axes=("layer",),
@@ -518,6 +612,9 @@ ROUTER_SCALARS = tuple(name for name in METRICS if name.startswith("router/") an
 
 QUANTIZATION_SCALARS = tuple(name for name in METRICS if name.startswith("quantization/"))
 """Further columns of the router telemetry, one value per (step, layer): of runs whose experts are quantised."""
+
+PROBE_SCALARS = tuple(name for name in METRICS if name.startswith("probe/"))
+"""Columns of the probe telemetry: one value per (evaluation, layer)."""
 
 WATCHED_SCALARS = tuple(name for name in (*SCALARS, *ROUTER_SCALARS) if not name.startswith("throughput/"))
 """What alarms may watch: a function of config and step, so that a resumed run raises the same ones."""

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,9 @@ ONLINE_WINDOW = 128
 ONLINE_MIN_WINDOW = 64
 ONLINE_THRESHOLD = 6.0
 """OLMo-core's StabilityMonitor and SkipStep optimizer: 128 values, active from 64 on, 6 sigma, upward only."""
+
+RECENT = 21
+"""Values up to a spike, itself included, that are searched for what moved before it."""
 
 ONLINE_SIGMA_FLOOR = 1e-3
 """Least sigma relative to the mean: a rise below 0.6 % of the mean is no spike, however flat the curve was before."""
@@ -101,6 +105,43 @@ class SpikeDetector:
         """Put back what `values` returned."""
         self._values.clear()
         self._values.extend(values)
+
+
+class Departure(NamedTuple):
+    """The first of the newest values of a series that lies far from those before.
+
+    Attributes:
+        steps_before: how many values before the newest it is; 0 is the newest itself.
+        z: its distance from the mean of the values before, in their standard deviations.
+    """
+
+    steps_before: int
+    z: float
+
+
+def first_departure(
+    series: Sequence[float],
+    *,
+    num_newest: int = RECENT,
+    min_window: int = ONLINE_MIN_WINDOW,
+    threshold: float = ONLINE_THRESHOLD,
+) -> Departure | None:
+    """Return which of the `num_newest` last values is the first beyond `threshold` standard deviations, on either side.
+
+    Mean and deviation are those of the values before all of them. The deviation has the floor of the online detector.
+    None where none is beyond, or where fewer than `min_window` values come before. It says when something moved, and
+    nothing about what moved what.
+    """
+    before, newest = np.array(series[:-num_newest]), series[-num_newest:]
+    if len(before) < min_window:
+        return None
+    mean = float(before.mean())
+    sigma = max(float(before.std()), ONLINE_SIGMA_FLOOR * abs(mean), float(np.finfo(np.float64).tiny))
+    for index, value in enumerate(newest):
+        z = (value - mean) / sigma
+        if abs(z) > threshold:
+            return Departure(len(newest) - 1 - index, z)
+    return None
 
 
 @dataclass(frozen=True)

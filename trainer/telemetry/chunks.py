@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from trainer.config.run import DomainEvaluation
 from trainer.durable import commit, temporary_name
-from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
+from trainer.metrics.catalog import PROBE_SCALARS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
 
 TELEMETRY_FOLDER = "telemetry"
 
-_CHUNK_NAME = re.compile(r"(scalars|router|evaluations)-(\d{8,})-(\d{8,})\.parquet")
+_CHUNK_NAME = re.compile(r"(scalars|router|evaluations|probes)-(\d{8,})-(\d{8,})\.parquet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,13 @@ class _EvaluationRow(NamedTuple):
     figures: DomainEvaluation
 
 
+class _ProbeRows(NamedTuple):
+    step: int
+    tokens: int
+    time_ms: int
+    values: Mapping[str, NDArray[np.float64]]
+
+
 class ChunkWriter:
     """Collects rows and writes them as chunks into `folder/telemetry`.
 
@@ -69,6 +76,7 @@ class ChunkWriter:
         self._layers = np.asarray(layers, dtype=np.int32)
         self._blocks: list[StepBlock] = []
         self._evaluations: list[_EvaluationRow] = []
+        self._probes: list[_ProbeRows] = []
 
     def add_steps(self, block: StepBlock) -> None:
         """Take steps to be written with the next chunk."""
@@ -81,6 +89,16 @@ class ChunkWriter:
         self._evaluations += [
             _EvaluationRow(step, tokens, time_ms, domain, figures) for domain, figures in evaluation.items()
         ]
+
+    def add_probe(self, *, step: int, tokens: int, time_ms: int, values: Mapping[str, NDArray[np.float64]]) -> None:
+        """Take the figures of the probe set at one evaluation, `catalog.PROBE_SCALARS` name -> float64 [L]."""
+        self._probes.append(_ProbeRows(step, tokens, time_ms, values))
+
+    def discard(self) -> None:
+        """Forget what was taken since the last call of `write`."""
+        self._blocks.clear()
+        self._evaluations.clear()
+        self._probes.clear()
 
     def write(self) -> None:
         """Write what was taken since the last call, durably."""
@@ -95,6 +113,11 @@ class ChunkWriter:
             rows = self._evaluations
             self._write_table("evaluations", _evaluation_table(rows), rows[0].step, rows[-1].step)
             self._evaluations.clear()
+
+        if self._probes:
+            table = _probe_table(self._probes, self._layers)
+            self._write_table("probes", table, self._probes[0].step, self._probes[-1].step)
+            self._probes.clear()
 
     def _write_table(self, kind: str, table: pa.Table, first: int, last: int) -> None:
         path = self._folder / f"{kind}-{first:08d}-{last:08d}.parquet"
@@ -138,6 +161,16 @@ def _router_table(blocks: Sequence[StepBlock], layers: NDArray[np.int32]) -> pa.
     columns["router/load"] = pa.FixedSizeListArray.from_arrays(
         pa.array(loads_E.reshape(-1).astype(np.uint32)), num_experts
     )
+    return pa.table(columns)
+
+
+def _probe_table(rows: Sequence[_ProbeRows], layers: NDArray[np.int32]) -> pa.Table:
+    columns = {
+        name: pa.array(np.repeat([getattr(row, name) for row in rows], len(layers)))
+        for name in ("step", "tokens", "time_ms")
+    }
+    columns["layer"] = pa.array(np.tile(layers, len(rows)))
+    columns |= {name: pa.array(np.concatenate([row.values[name] for row in rows])) for name in PROBE_SCALARS}
     return pa.table(columns)
 
 

@@ -192,6 +192,11 @@ class Telemetry:
                 step=step, tokens=step * self._config.step_tokens, time_ms=_now_ms(), evaluation=evaluation
             )
 
+    def add_probe(self, values: Mapping[str, NDArray[np.float64]], *, step: int) -> None:
+        """Record the figures of the probe set, one per layer, at one evaluation."""
+        if self._chunks is not None:
+            self._chunks.add_probe(step=step, tokens=step * self._config.step_tokens, time_ms=_now_ms(), values=values)
+
     def abandon(self) -> list[Event]:
         """Forget what was drained and not written; return the events of the spikes that the run goes back for."""
         if self._chunks is not None:

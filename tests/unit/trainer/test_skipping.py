@@ -15,7 +15,7 @@ from tests.support.models import CPU, random_rows
 from tests.support.training import STEP_TOKENS, Finished, run_training, train_config
 from trainer.checkpoint_manifest import checkpoint_folder
 from trainer.config import TrainConfig
-from trainer.config.clipping import SkipSpikesConfig
+from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.config.optimizers import AdamWConfig
 from trainer.metrics.spikes import SpikeDetector
 from trainer.model.build import build_model

@@ -15,7 +15,7 @@ def samples_of_step(step: int) -> Samples:
 
 
 def observed(step: int, *, loss: float, grad_norm: float = 1.0) -> ObservedStep:
-    router = [{"layer": 1, "max_violation": step / 10, "token_entropy": 1.0}]
+    router = [{"layer": 1, "max_violation": step / 10, "token_entropy": 1.0}]  # grows too evenly to have moved
     return ObservedStep(
         step=step,
         tokens=100 * step,
@@ -147,3 +147,47 @@ def test_worker_without_a_folder_counts_and_writes_nothing(tmp_path: Path):
         recorder.observe(observed(step, loss=loss))
     recorder.close()
     assert recorder.num_spikes == 1
+
+
+def wandering(num_steps: int, *, moves_at: int) -> list[float]:
+    """A layer's MaxVio per step, from step 1 on, that leaves its range at a step and stays away."""
+    noise = np.random.default_rng(1).normal(0.5, 0.02, num_steps)
+    return [float(noise[step - 1]) + (2.0 if step >= moves_at else 0.0) for step in range(1, num_steps + 1)]
+
+
+@pytest.mark.parametrize("lead", [0, 1, 12, 20])
+def test_event_says_how_many_steps_before_the_loss_the_router_moved(tmp_path: Path, lead: int):
+    violations = wandering(150, moves_at=120 - lead)
+    recorder = SpikeRecorder(tmp_path, samples_of_step=samples_of_step)
+    for step, loss in enumerate(losses(150, {120: 1.0}), start=1):
+        router = [
+            {"layer": layer, "max_violation": violations[step - 1] if layer == 3 else 0.5, "token_entropy": 1.0}
+            for layer in (1, 3)
+        ]
+        recorder.observe(observed(step, loss=loss)._replace(router=router))
+    (event,) = events(tmp_path)
+    (moved,) = event["moved"]
+    assert (moved["metric"], moved["layer"]) == ("router/max_violation", 3)
+    assert (moved["step"], moved["steps_before"]) == (120 - lead, lead)
+    when = "at the same step as" if lead == 0 else f"{lead} step{'s' if lead > 1 else ''} before"
+    assert event["order"] == [f"router/max_violation of layer 3 moved {when} train/loss"]
+
+
+def test_router_that_moved_long_before_or_never_is_not_named(tmp_path: Path):
+    assert record(tmp_path, losses(150, {120: 1.0}))[0]["moved"] == []
+
+
+def test_excursion_has_the_router_at_its_peak(tmp_path: Path):
+    (event,) = record(tmp_path, losses(150, {100: 1.0, 101: 3.0, 102: 2.0}))
+    assert (event["peak_step"], event["router_peak"][0]["max_violation"]) == (101, 10.1)
+    assert event["peak_value"] > event["value"]
+    assert event["recovery_steps"] == 3
+
+
+def test_event_names_the_newest_checkpoint(tmp_path: Path):
+    recorder = SpikeRecorder(tmp_path, samples_of_step=samples_of_step)
+    for step, loss in enumerate(losses(150, {100: 1.0}), start=1):
+        recorder.observe(observed(step, loss=loss))
+        if step in (50, 90, 140):
+            recorder.checkpoint_made(step)
+    assert events(tmp_path)[0]["checkpoint_step"] == 90
