@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from api.schemas.catalog import Catalog, ComponentFamily, ComponentRead, CorpusRead, MetricRead, TokenizerRead
 from orchestrator.samplers import SamplerConfig
-from orchestrator.spec import ExperimentSpec, SchedulerConfig
+from orchestrator.schedulers import SchedulerConfig
+from orchestrator.spec import ExperimentSpec
 from trainer.config.attention import AttentionConfig
 from trainer.config.balancing import BalancerConfig
 from trainer.config.data import CORPORA, TOKENIZER_VOCAB_SIZES

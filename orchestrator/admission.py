@@ -10,15 +10,18 @@ from typing import Any
 from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
 from orchestrator.parsing import parse_spec, suggestion
+from orchestrator.schedulers import ASHAScheduler, NoScheduler
 from orchestrator.screening import MAX_PROBLEMS, pointer, screen, shown
 from orchestrator.search.admission import point_problems, search_problems
 from orchestrator.search.matches import BaselineMatch
 from orchestrator.search.space import baseline_config, baseline_twin, path_problem, worker_problem
 from orchestrator.search.trial_points import check_domains, check_points
-from orchestrator.spec import ASHAScheduler, ExperimentSpec
+from orchestrator.spec import ExperimentSpec
 from trainer.config import TrainConfig
 from trainer.model.size import memory_estimate
 
+MAX_RUNGS = 200
+"""Most rungs at equal intervals."""
 MAX_RESIDUAL = 0.01
 """Share by which a matched baseline may miss what the base has without a warning."""
 
@@ -121,15 +124,39 @@ def _objective_problems(spec: ExperimentSpec, at: str, config: TrainConfig) -> l
 
 def _scheduler_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
     scheduler, base = spec.scheduler, spec.base
-    if not isinstance(scheduler, ASHAScheduler):
+    if isinstance(scheduler, NoScheduler):
         return []
+    if spec.synchronous and not isinstance(scheduler, ASHAScheduler):
+        return [
+            SpecProblem(
+                pointer="/scheduler/kind",
+                code="not_synchronous",
+                message=f"the {scheduler.kind} scheduler decides on each trial as it arrives, and a synchronous "
+                "experiment on whole batches; use asha, which is successive halving there, or synchronous: false",
+                given=scheduler.kind,
+                allowed="none, asha",
+            )
+        ]
     budget, step_tokens = base.loop.budget_tokens, base.step_tokens
+    interval = getattr(scheduler, "interval_tokens", None)
+    num_rungs = 0 if interval is None else max(0, budget - scheduler.min_tokens) // interval
     if scheduler.min_tokens >= budget:
         limit = f"less than base.loop.budget_tokens={budget}"
     elif scheduler.min_tokens < step_tokens:
         limit = f"at least the {step_tokens} tokens of one step"
+    elif num_rungs > MAX_RUNGS:
+        return [
+            SpecProblem(
+                pointer="/scheduler/interval_tokens",
+                code="out_of_range",
+                message=f"there would be {num_rungs} rungs, each with an evaluation and a checkpoint; make "
+                "interval_tokens larger",
+                given=num_rungs,
+                allowed=f"at most {MAX_RUNGS} rungs",
+            )
+        ]
     else:
-        if spec.synchronous and spec.batch_size < scheduler.reduction_factor:
+        if isinstance(scheduler, ASHAScheduler) and spec.synchronous and spec.batch_size < scheduler.reduction_factor:
             warnings.append(
                 f"batch_size={spec.batch_size} is below reduction_factor={scheduler.reduction_factor}, so every rung "
                 "leaves one trial of each batch"

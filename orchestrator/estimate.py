@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint
+from orchestrator.schedulers import ASHAScheduler, HyperbandScheduler, MedianScheduler, NoScheduler
 from orchestrator.search.grid import num_search_trials
 from orchestrator.search.space import baseline_configs, resolve
 from orchestrator.search.stop import rung_tokens
 from orchestrator.search.trial_points import sample_points
-from orchestrator.spec import ASHAScheduler, ExperimentSpec
+from orchestrator.spec import ExperimentSpec
 from trainer.config import TrainConfig
 from trainer.config.precision import QuantizedExpertsSection
 from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS
@@ -167,13 +168,23 @@ def _flops(config: TrainConfig) -> float:
 
 
 def _least_share(spec: ExperimentSpec) -> float:
-    """The share of the search's tokens that is trained if every rung lets only 1/reduction_factor of its trials on."""
-    if not isinstance(spec.scheduler, ASHAScheduler):
+    """The share of the search's tokens that is trained if every rung stops all that its rule may.
+
+    ASHA lets at least 1/reduction_factor on. Hyperband is taken as its hardest bracket, the median as stopping half,
+    and patience as stopping every trial at the first rung where it can.
+    """
+    scheduler = spec.scheduler
+    if isinstance(scheduler, NoScheduler):
         return 1.0
     borders = (*rung_tokens(spec), spec.base.loop.budget_tokens)
+    if isinstance(scheduler, ASHAScheduler | HyperbandScheduler):
+        factor = scheduler.reduction_factor
+    elif isinstance(scheduler, MedianScheduler):
+        factor = 2
+    else:
+        return borders[min(scheduler.patience, len(borders) - 1)] / spec.base.loop.budget_tokens
     trained = sum(
-        (end - start) / spec.scheduler.reduction_factor**passed
-        for passed, (start, end) in enumerate(zip((0, *borders), borders, strict=False))
+        (end - start) / factor**passed for passed, (start, end) in enumerate(zip((0, *borders), borders, strict=False))
     )
     return trained / spec.base.loop.budget_tokens
 

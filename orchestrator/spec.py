@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from orchestrator.samplers import RandomSampler, SamplerConfig
+from orchestrator.schedulers import NoScheduler, SchedulerConfig
 from trainer.config import TrainConfig
 from trainer.config.section import Section
 from trainer.model.matched import Match
@@ -157,28 +158,6 @@ class Objective(Section):
     domain: str = "all"
     """A corpus of the mixture, or `all` for the mean over its corpora."""
     direction: Literal["minimize", "maximize"] = "minimize"
-
-
-class NoScheduler(Section):
-    """Every trial runs to the end."""
-
-    kind: Literal["none"] = "none"
-
-
-class ASHAScheduler(Section):
-    """Asynchronous successive halving, stopping variant: at each rung the best 1/reduction_factor go on.
-
-    Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
-    Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a
-    stopped trial.
-    """
-
-    kind: Literal["asha"] = "asha"
-    min_tokens: int = Field(ge=1)
-    reduction_factor: int = Field(default=3, ge=2, le=16)
-
-
-SchedulerConfig = Annotated[NoScheduler | ASHAScheduler, Field(discriminator="kind")]
 
 
 class Resources(Section):

@@ -47,6 +47,9 @@ class Cause(StrEnum):
     """Why a trial or a run ended as it did; `None` where it simply completed."""
 
     ASHA = "asha"
+    HYPERBAND = "hyperband"
+    MEDIAN = "median"
+    PATIENCE = "patience"
     STOP_RULE = "stop_rule"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"

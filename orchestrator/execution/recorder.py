@@ -68,10 +68,12 @@ class Recorder:
                 value=self._objective(report),
                 decide=None
                 if self.spec.synchronous
-                else lambda value, earlier: decide(self.spec, report.rung or 0, value, earlier),
+                else lambda value, earlier: decide(
+                    self.spec, report.rung or 0, value, earlier, number=trial.number, own=trial.rungs
+                ),
             )
             if rung.decision is RungDecision.STOP:
-                self._end_run(work, run, RunState.PRUNED, cause=Cause.ASHA, reason=rung.explanation or "")
+                self._end_run(work, run, RunState.PRUNED, cause=self._scheduled(), reason=rung.explanation or "")
                 self.prune(work, work.trials.get(trial.id))
                 return False
         if report.kind == "finished":
@@ -181,12 +183,16 @@ class Recorder:
             trial.id,
             epoch=self.epoch,
             state=TrialState.PRUNED,
-            cause=Cause.ASHA,
+            cause=self._scheduled(),
             reason=rung.explanation or "",
             objective=rung.value,
             objective_tokens=rung.tokens,
             summary=self._partial_summary(work, trial.id),
         )
+
+    def _scheduled(self) -> Cause:
+        """The cause of what the experiment's scheduler stops."""
+        return Cause(self.spec.scheduler.kind)
 
     def _is_next(self, trial: TrialRecord, rung: int) -> bool:
         """False for a rung of a synchronous experiment whose trial has an earlier one undecided.

@@ -1,13 +1,22 @@
 """Stop or go on at a rung: pure functions of the rows recorded before the arrival.
 
-Source: Li et al. 2020, arXiv:1810.05934. Asynchronous: algorithm 2, as a stopping rule: a trial is decided on once, as
-it arrives, against the arrivals before it, and never resumed. Synchronous: algorithm 1, successive halving of a batch.
+Source of ASHA: Li et al. 2020, arXiv:1810.05934. Asynchronous: algorithm 2, as a stopping rule: a trial is decided on
+once, as it arrives, against the arrivals before it, and never resumed. Synchronous: algorithm 1, successive halving of
+a batch. Those of the other rules are with their configs.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 
-from orchestrator.spec import ASHAScheduler, ExperimentSpec
+from orchestrator.schedulers import (
+    ASHAScheduler,
+    HyperbandScheduler,
+    MedianScheduler,
+    NoScheduler,
+    PatienceScheduler,
+)
+from orchestrator.spec import ExperimentSpec
 from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind
 from trainer.config import TrainConfig
 
@@ -17,52 +26,116 @@ __all__ = ["Decision", "RungDecision", "decide", "decide_batch", "rung_tokens"]
 def rung_tokens(spec: ExperimentSpec, config: TrainConfig | None = None) -> tuple[int, ...]:
     """Training tokens of each rung, ascending; () without a scheduler.
 
-    Rung `i` is at `min_tokens * reduction_factor**i`. A rung that would fall on the trial's last step is left out:
-    there is nothing to save there.
+    Rung `i` is at `min_tokens * reduction_factor**i`, or at `min_tokens + i * interval_tokens`. A rung that would fall
+    on the trial's last step is left out: there is nothing to save there.
 
     Args:
         config: the trial's configuration, if the search changes its budget or batch; by default the base.
     """
     scheduler = spec.scheduler
-    if not isinstance(scheduler, ASHAScheduler):
+    if isinstance(scheduler, NoScheduler):
         return ()
     config = spec.base if config is None else config
     rungs: list[int] = []
     tokens = scheduler.min_tokens
     while config.steps_for_tokens(tokens) < config.num_steps:
         rungs.append(tokens)
-        tokens *= scheduler.reduction_factor
+        if isinstance(scheduler, ASHAScheduler | HyperbandScheduler):
+            tokens *= scheduler.reduction_factor
+        else:
+            tokens += scheduler.interval_tokens
     return tuple(rungs)
 
 
-def decide(spec: ExperimentSpec, rung: int, value: float | None, earlier: Sequence[RungRecord]) -> Decision:
-    """Whether a trial that arrives at `rung` with `value` goes on.
+def decide(
+    spec: ExperimentSpec,
+    rung: int,
+    value: float | None,
+    earlier: Sequence[RungRecord],
+    *,
+    number: int = 0,
+    own: Sequence[RungRecord] = (),
+) -> Decision:
+    """Whether a trial that arrives at `rung` with `value` goes on. A value that is not finite (None) stops.
 
-    It does if it is among the best `max(1, floor(n / reduction_factor))` of the `n` search trials that have arrived by
-    now, itself included; equal values share the better rank. The first one therefore always goes on. A value that is
-    not finite (None) stops.
+    ASHA: it does if it is among the best `max(1, floor(n / reduction_factor))` of the `n` search trials that have
+    arrived by now, itself included; equal values share the better rank. The first one therefore always goes on.
+    Hyperband: likewise among those of its bracket, from the bracket's first rung on. Median: unless its best value so
+    far is worse than the median of the others' values here. Patience: unless its last rungs brought nothing better.
 
     Args:
         earlier: the arrivals at this rung before it.
+        number: the trial's number.
+        own: the trial's own earlier arrivals.
     """
     scheduler = spec.scheduler
-    if not isinstance(scheduler, ASHAScheduler):
+    if isinstance(scheduler, NoScheduler):
         return Decision(decision=RungDecision.CONTINUE, explanation="no scheduler: every trial runs to the end")
     if value is None or not math.isfinite(value):
         return Decision(
             decision=RungDecision.STOP, explanation=f"{spec.objective.metric} at rung {rung} was not a finite number"
         )
-    others = [record.value for record in earlier if record.trial_kind is TrialKind.SEARCH]
-    costs = sorted(_cost(spec, other) for other in others)
+    others = [record for record in earlier if record.trial_kind is TrialKind.SEARCH]
+    if isinstance(scheduler, ASHAScheduler):
+        return _among_best(spec, scheduler.reduction_factor, rung, value, others, where="")
+    if isinstance(scheduler, HyperbandScheduler):
+        bracket = _bracket(spec, scheduler, number)
+        if rung < bracket:
+            sentence = f"bracket {bracket} of {scheduler.num_brackets} is first judged at rung {bracket}"
+            return Decision(decision=RungDecision.CONTINUE, explanation=sentence)
+        peers = [record for record in others if _bracket(spec, scheduler, record.trial_number) == bracket]
+        return _among_best(spec, scheduler.reduction_factor, rung, value, peers, where=f" of bracket {bracket}")
+    before = [record for record in own if record.rung < rung]
+    costs = [_cost(spec, record.value) for record in sorted(before, key=lambda record: record.rung)]
+    costs.append(_cost(spec, value))
+    if isinstance(scheduler, MedianScheduler):
+        return _against_median(spec, scheduler, rung, min(costs), others)
+    return _by_patience(spec, scheduler, rung, costs)
+
+
+def _bracket(spec: ExperimentSpec, scheduler: HyperbandScheduler, number: int) -> int:
+    return (number - len(spec.baselines)) % scheduler.num_brackets
+
+
+def _among_best(
+    spec: ExperimentSpec, factor: int, rung: int, value: float, others: Sequence[RungRecord], *, where: str
+) -> Decision:
+    costs = sorted(_cost(spec, other.value) for other in others)
     cost = _cost(spec, value)
     rank = 1 + sum(other < cost for other in costs)
     num_arrived = len(costs) + 1
-    num_kept = max(1, num_arrived // scheduler.reduction_factor)
+    num_kept = max(1, num_arrived // factor)
     goes_on = rank <= num_kept
-    sentence = f"rank {rank} of {num_arrived} at rung {rung} with {value:.4f}; the best {num_kept} go on"
+    sentence = f"rank {rank} of {num_arrived} at rung {rung}{where} with {value:.4f}; the best {num_kept} go on"
     if not goes_on:
         sentence += f", down to {_shown(spec, costs[num_kept - 1])}"
     return Decision(decision=RungDecision.CONTINUE if goes_on else RungDecision.STOP, explanation=sentence)
+
+
+def _against_median(
+    spec: ExperimentSpec, scheduler: MedianScheduler, rung: int, best: float, others: Sequence[RungRecord]
+) -> Decision:
+    if len(others) < scheduler.min_trials:
+        sentence = f"{len(others)} other trials at rung {rung}, fewer than min_trials={scheduler.min_trials}"
+        return Decision(decision=RungDecision.CONTINUE, explanation=sentence)
+    median = statistics.median(_cost(spec, other.value) for other in others)
+    sentence = (
+        f"best {_shown(spec, best)} by rung {rung}; the median of {len(others)} other trials there is "
+        f"{_shown(spec, median)}"
+    )
+    return Decision(decision=RungDecision.STOP if best > median else RungDecision.CONTINUE, explanation=sentence)
+
+
+def _by_patience(spec: ExperimentSpec, scheduler: PatienceScheduler, rung: int, costs: Sequence[float]) -> Decision:
+    best, since = math.inf, 0
+    for cost in costs:
+        if cost < best - scheduler.min_delta:
+            best, since = cost, 0
+        else:
+            since += 1
+    sentence = f"no better than {_shown(spec, best)} for {since} rungs by rung {rung}; patience={scheduler.patience}"
+    stops = since >= scheduler.patience
+    return Decision(decision=RungDecision.STOP if stops else RungDecision.CONTINUE, explanation=sentence)
 
 
 def decide_batch(

@@ -160,7 +160,7 @@ class Trials(Repository):
                 self.end(
                     trial,
                     TrialState.PRUNED,
-                    cause=Cause.ASHA,
+                    cause=Cause(self._spec(experiment_id)["scheduler"]["kind"]),
                     reason=stopped[-1].explanation or "",
                     values={"epoch": epoch, "objective": stopped[-1].value, "objective_tokens": stopped[-1].tokens},
                 )

@@ -36,6 +36,9 @@ const TONES: Readonly<Record<string, string>> = {
 
 const CAUSES: Readonly<Record<string, string>> = {
   asha: "by ASHA",
+  hyperband: "by Hyperband",
+  median: "below the median",
+  patience: "no improvement",
   stop_rule: "by a rule",
   diverged: "diverged",
   out_of_memory: "out of memory",

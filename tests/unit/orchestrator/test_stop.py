@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.admission import admit
+from orchestrator.errors import SpecRejected
 from orchestrator.search.stop import RungDecision, decide, decide_batch, rung_tokens
 from orchestrator.store.records import TrialKind
 from tests.support.records import rung_record
-from tests.support.specs import experiment_spec, train_document
+from tests.support.specs import experiment_document, experiment_spec, train_document
 
 ASHA = {"kind": "asha", "min_tokens": 1000, "reduction_factor": 3}
 SPEC = experiment_spec(scheduler=ASHA)
@@ -124,3 +126,91 @@ def test_ties_in_a_batch_go_to_the_lower_number() -> None:
 
 def _loop(budget_tokens: int) -> dict[str, int]:
     return {"budget_tokens": budget_tokens, "global_batch_size": 8, "micro_batch_size": 8}
+
+
+HYPERBAND = {"kind": "hyperband", "min_tokens": 1000, "reduction_factor": 3, "num_brackets": 2}
+MEDIAN = {"kind": "median", "min_tokens": 2000, "interval_tokens": 3000, "min_trials": 3}
+PATIENCE = {"kind": "patience", "min_tokens": 2000, "interval_tokens": 3000, "patience": 2, "min_delta": 0.1}
+
+
+def test_rungs_at_equal_intervals_stay_below_the_budget() -> None:
+    spec = experiment_spec(scheduler=MEDIAN, base=train_document(loop=_loop(12_000)))
+    assert rung_tokens(spec) == (2000, 5000, 8000, 11_000)
+
+
+def test_hyperband_judges_a_bracket_from_its_first_rung_and_by_itself() -> None:
+    spec = experiment_spec(scheduler=HYPERBAND, baselines=[{"name": "base"}])
+    # Behind the baseline, trials 1, 3, 5 are of bracket 0 and 2, 4, 6 of bracket 1.
+    records = [rung_record(number, float(number)) for number in (1, 2, 3, 4)]
+    assert decide(spec, 0, 9.0, records, number=6).decision is RungDecision.CONTINUE
+    stopped = decide(spec, 0, 2.0, records, number=5)
+    assert stopped.explanation == "rank 2 of 3 at rung 0 of bracket 0 with 2.0000; the best 1 go on, down to 1.0000"
+    assert stopped.decision is RungDecision.STOP
+    # Of bracket 1 the best is 2.0, whatever bracket 0 has.
+    assert decide(spec, 1, 1.5, records, number=6).decision is RungDecision.CONTINUE
+    assert decide(spec, 1, 2.5, records, number=6).decision is RungDecision.STOP
+
+
+@pytest.mark.parametrize(
+    ("earlier", "own", "value", "expected"),
+    [
+        ([1.0, 2.0], [], 9.0, True),  # too few to compare with
+        ([1.0, 2.0, 3.0], [], 2.0, True),
+        ([1.0, 2.0, 3.0], [], 2.5, False),
+        ([1.0, 2.0, 3.0], [1.5], 2.5, True),  # its best counts
+        ([1.0, None, None], [], 9.0, True),  # who had no finite value was worse
+        ([1.0, 1.0, None], [], 9.0, False),
+    ],
+)
+def test_median_stops_the_worse_half(
+    earlier: list[float | None], own: list[float], value: float, expected: bool
+) -> None:
+    for sign, direction in ((1, "minimize"), (-1, "maximize")):
+        spec = experiment_spec(scheduler=MEDIAN, objective={"direction": direction})
+        records = [rung_record(n, None if v is None else sign * v, rung=1) for n, v in enumerate(earlier)]
+        before = [rung_record(9, sign * v, rung=0) for v in own]
+        decision = decide(spec, 1, sign * value, records, number=9, own=before)
+        assert (decision.decision is RungDecision.CONTINUE) is expected, decision.explanation
+
+
+@pytest.mark.parametrize(
+    ("own", "value", "expected"),
+    [
+        ([], 9.0, True),
+        ([3.0, 2.0], 2.5, True),  # one rung without a new best
+        ([3.0, 2.0, 2.5], 2.5, False),
+        ([3.0, 2.0, 2.5], 1.5, True),
+        ([3.0, 2.95], 2.95, False),  # better, by less than min_delta
+        ([3.0, 2.95], 2.85, True),
+        ([None, 3.0], 3.0, True),
+    ],
+)
+def test_patience_ends_with_rungs_that_bring_nothing_better(
+    own: list[float | None], value: float, expected: bool
+) -> None:
+    for sign, direction in ((1, "minimize"), (-1, "maximize")):
+        spec = experiment_spec(scheduler=PATIENCE, objective={"direction": direction})
+        before = [rung_record(9, None if v is None else sign * v, rung=n) for n, v in enumerate(own)]
+        decision = decide(spec, len(own), sign * value, [rung_record(1, -99.0)], number=9, own=before[::-1])
+        assert (decision.decision is RungDecision.CONTINUE) is expected, decision.explanation
+
+
+@pytest.mark.parametrize("scheduler", [HYPERBAND, MEDIAN, PATIENCE])
+def test_value_that_is_not_finite_stops_under_every_rule(scheduler: dict[str, object]) -> None:
+    assert decide(experiment_spec(scheduler=scheduler), 0, math.nan, []).decision is RungDecision.STOP
+
+
+@pytest.mark.parametrize("scheduler", [HYPERBAND, MEDIAN, PATIENCE])
+def test_only_asha_decides_on_batches(scheduler: dict[str, object]) -> None:
+    with pytest.raises(SpecRejected) as refused:
+        admit(experiment_document(scheduler=scheduler, synchronous=True), capacity=None)
+    assert [(problem.pointer, problem.code) for problem in refused.value.problems] == [
+        ("/scheduler/kind", "not_synchronous")
+    ]
+    admit(experiment_document(scheduler=scheduler), capacity=None)
+
+
+def test_rungs_without_number_are_refused() -> None:
+    with pytest.raises(SpecRejected) as refused:
+        admit(experiment_document(scheduler=MEDIAN | {"interval_tokens": 1}), capacity=None)
+    assert [problem.pointer for problem in refused.value.problems] == ["/scheduler/interval_tokens"]
