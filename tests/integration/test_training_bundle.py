@@ -50,7 +50,7 @@ def repacked(bundle: Path, out: Path, change: Mapping[str, bytes | None]) -> Pat
     with tarfile.open(bundle) as archive:
         contents = {entry.name: archive.extractfile(entry).read() for entry in archive}  # type: ignore[union-attr]
     with tarfile.open(out, "w:gz") as archive:
-        for name, content in (contents | change).items():
+        for name, content in {**contents, **change}.items():
             if content is not None:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
