@@ -20,6 +20,7 @@ from trainer.checkpoint_tensors import (
 )
 from trainer.config import TrainConfig
 from trainer.config.fork import ForkRefused, fork_config, fork_problems
+from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.config.start import ForkStartConfig
 from trainer.errors import CheckpointInvalid, ResumeMismatch
 
@@ -140,4 +141,5 @@ def load_fork(
 
 
 def _skipping_window(config: TrainConfig) -> int | None:
-    return None if config.loop.skip_spikes is None else config.loop.skip_spikes.window
+    policy = config.loop.spike_policy
+    return policy.window if isinstance(policy, SkipSpikesConfig) else None

@@ -129,7 +129,7 @@ def replay(
     comparison = _Comparison(recorded, scratch, first=first, last=last, on_environment=on_environment)
 
     def progress(at: Progress) -> None:
-        comparison.catch_up()
+        comparison.progressed()
         on_progress(at)
 
     run(
@@ -182,6 +182,8 @@ class _Comparison:
         self._recorded = recorded
         self._scratch = scratch
         self._next, self._last = first, last
+        self._goes_back = recorded.config.loop.spike_policy.kind == "rewind"
+        self._newest: Path | None = None
         self._on_environment = on_environment
         self._failure: RunReport | None = None
         self.difference: Difference | None = None
@@ -195,15 +197,20 @@ class _Comparison:
             self._on_environment(self.environment)
         if report.kind == "failed":
             self._failure = report
-        self.catch_up()
         if report.checkpoint is not None:
+            self._catch_up(report.checkpoint.step)
             self._compare_weights(report.checkpoint)
 
-    def catch_up(self) -> None:
-        """Compare what telemetry there is by now."""
-        if self.difference is not None or self._next > self._last:
+    def progressed(self) -> None:
+        """Compare what telemetry there is, unless a spike may yet undo it; no run goes back past a checkpoint."""
+        if not self._goes_back:
+            self._catch_up(self._last)
+
+    def _catch_up(self, last: int) -> None:
+        last = min(last, self._last)
+        if self.difference is not None or self._next > last:
             return
-        replayed = read_steps(self._scratch, first=self._next, last=self._last)
+        replayed = read_steps(self._scratch, first=self._next, last=last)
         if replayed.last is None:
             return
         self._note(first_difference(self._recorded_steps(replayed.last), replayed))
@@ -215,7 +222,7 @@ class _Comparison:
         Raises:
             ReplayFailed: the execution ended before the last step, and not as the recorded run did.
         """
-        self.catch_up()
+        self._catch_up(self._last)
         if self.difference is None and self._next <= self._last:
             why = "it ended early" if self._failure is None else f"{self._failure.cause}: {self._failure.message}"
             raise ReplayFailed(
@@ -227,8 +234,8 @@ class _Comparison:
 
     def _compare_weights(self, report: CheckpointReport) -> None:
         written = Path(report.folder)
-        if not written.is_relative_to(self._scratch):
-            return  # the one it started from
+        if not written.is_relative_to(self._scratch) or written == self._newest:
+            return  # the one it started from, or one that was reported before
         step = report.step
         there = checkpoint_folder(self._recorded.folder, step)
         if self.difference is None and step <= self._last and there.is_dir():
@@ -241,8 +248,10 @@ class _Comparison:
                 for name in (MODEL, OPTIMIZER):
                     if theirs.files[name] != ours.files[name]:
                         self._note(Difference(step, name, None, theirs.files[name][0], ours.files[name][0]))
-        # Compared, and never read again: a replay takes no more room than one checkpoint.
-        shutil.rmtree(written, ignore_errors=True)
+        # Compared, and only the newest is ever gone back to: a replay takes no more room than two checkpoints.
+        if self._newest is not None:
+            shutil.rmtree(self._newest, ignore_errors=True)
+        self._newest = written
 
     def _note(self, difference: Difference | None) -> None:
         if difference is not None and self.difference is None:

@@ -90,6 +90,31 @@ def test_run_that_was_killed_and_resumed_is_replayed_identically(tmp_path: Path)
     assert (verdict.first_step, verdict.last_step) == (1, NUM_STEPS)
 
 
+def test_run_that_went_back_for_a_spike_is_replayed_identically(tmp_path: Path):
+    """Its steps between the checkpoint and the spike are on record once: as they were done the second time."""
+    spiky = train_config(
+        num_steps=150,
+        optimizer={"lr": 0.03},
+        schedule={"kind": "wsd", "warmup_fraction": 0.0, "decay_fraction": 0.0},
+        data={"mixture": {"legal": 1, "code_python": 1}},
+        loop={
+            "max_grad_norm": None,
+            "global_batch_size": 2,
+            "micro_batch_size": 2,
+            "budget_tokens": 150 * 32,
+            "checkpoint_every_tokens": 30 * 32,
+            "on_spike": {"kind": "rewind", "metric": "optimizer/grad_norm", "num_skipped_steps": 3},
+        },
+    )
+    recorded = run_training(spiky, tmp_path / "recorded")
+    lines = [path.read_text() for path in recorded.folder.glob("*.jsonl")]
+    assert any("rewind" in text or "rewound" in text for text in lines), "this test needs a run that goes back"
+    for name, first in (("whole", None), ("part", 100)):
+        verdict = replayed(recorded.folder, tmp_path / name, first_step=first)
+        assert verdict.identical, verdict.difference
+        assert verdict.last_step == 150
+
+
 def test_folder_of_a_later_run_of_a_trial_is_replayed_from_the_beginning(tmp_path: Path):
     first = run_training(config(), tmp_path / "first", stop_at_tokens=8 * STEP_TOKENS)
     assert first.last.checkpoint is not None

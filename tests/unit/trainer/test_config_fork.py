@@ -43,6 +43,7 @@ def test_fork_without_a_change_differs_in_its_start_only():
         {"loop.budget_tokens": 100 * STEP_TOKENS},
         {"loop.max_grad_norm": None, "loop.clipping": {"kind": "zclip"}},
         {"loop.skip_spikes": {"num_sigmas": 4.0}},
+        {"loop.on_spike": {"kind": "skip", "num_sigmas": 4.0}, "loop.probe_tokens": 0},
         {"loop.checkpoint_every_tokens": STEP_TOKENS, "loop.log_every_steps": 1},
         {"model.moe.balancing.0.coefficient": 0.1, "model.moe.balancing.2.update_rate": 0.1},
         {"data.mixture.legal": 3.0},
