@@ -5,12 +5,13 @@ optimise, how to search, when to stop, with which resources. No paths, URIs, env
 by name.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from orchestrator.objective import Objective
 from orchestrator.samplers import RandomSampler, SamplerConfig
 from orchestrator.schedulers import NoScheduler, SchedulerConfig
 from trainer.config import TrainConfig
@@ -151,15 +152,6 @@ class Baseline(Section):
         return self
 
 
-class Objective(Section):
-    """What the search optimises: the last value of an evaluation metric."""
-
-    metric: Literal["eval/bits_per_byte", "eval/loss"] = "eval/bits_per_byte"
-    domain: str = "all"
-    """A corpus of the mixture, or `all` for the mean over its corpora."""
-    direction: Literal["minimize", "maximize"] = "minimize"
-
-
 class Resources(Section):
     """What one trial needs."""
 
@@ -190,6 +182,13 @@ class KeptCheckpoints(Section):
     """The one with the best objective, too, of those at whose step the run was evaluated."""
     pinned_tokens: Annotated[tuple[Annotated[_Whole, Field(ge=1)], ...], Field(max_length=100)] = ()
     """The first at or after each of these numbers of training tokens, too."""
+
+
+class Tracking(Section):
+    """Where telemetry goes besides MLflow."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the runs' folders: `tensorboard --logdir <home>/experiments/<id>`."""
 
 
 class ExperimentSpec(Section):
@@ -226,5 +225,6 @@ class ExperimentSpec(Section):
     keep_checkpoints: KeptCheckpoints = KeptCheckpoints()
     max_retries: int = Field(default=3, ge=0, le=100)
     """How often a trial whose process or node was lost is tried again."""
+    tracking: Tracking = Tracking()
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds the sampler. The trials' own seed is `base.seed`."""

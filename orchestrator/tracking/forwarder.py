@@ -4,6 +4,8 @@
 point again changes nothing; what was acknowledged is noted in the `tracking` table afterwards, so a crash at any point,
 of either side, leads to a resend and to no duplicate. Steps are sent once they are final: up to the trial's last
 committed checkpoint while it lives, all of them when it has ended. A retried trial goes on in the same MLflow run.
+
+TensorBoard's files are written on the way, where an experiment asks for them.
 """
 
 import itertools
@@ -24,6 +26,7 @@ from orchestrator.tracking import record, server
 from orchestrator.tracking.artifacts import write_artifacts, write_spec
 from orchestrator.tracking.remote import TIMEOUT_S, Refused, Remote, RunDeleted
 from orchestrator.tracking.series import RunFolder, Source
+from orchestrator.tracking.tensorboard import EventFiles
 from trainer.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -235,10 +238,12 @@ def tracking_uri(database: Database) -> str | None:
 def run(root: Path, stop: threading.Event) -> None:
     """Forwards until `stop` is set. Waits for as long as MLflow is away, longer each time."""
     database = open_database(database_url(root))
+    event_files = EventFiles(database, root)
     forwarder: Forwarder | None = None
     pause_s = _INTERVAL_S
     while not stop.is_set():
         try:
+            event_files.round()
             uri = tracking_uri(database)
             if uri is None:
                 forwarder = None

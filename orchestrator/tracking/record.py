@@ -167,22 +167,33 @@ def step_points(source: Source, config: TrainConfig, *, after: int, until: int |
 
     A step is in the sample or not whatever was sent before, but for the last step of a trial, which always is.
     """
-    last = math.inf if until is None else until
-    steps = (after + 1, 2**62 if until is None else until)
-    table = columns(source.folders, "scalars", ["time_ms", *SCALARS], steps=steps)
-    rows = _sampled(table["step"], config, MAX_SCALAR_POINTS, after, last, with_last=until is None)
-    for row in rows:
-        for key in SCALARS:
+    for points, at_most in ((scalar_points, MAX_SCALAR_POINTS), (router_points, MAX_ROUTER_POINTS)):
+        yield from points(source, after=after, until=until, stride=max(1, math.ceil(config.num_steps / at_most)))
+
+
+def scalar_points(source: Source, *, after: int, until: int | None, stride: int = 1) -> Iterator[Point]:
+    """Every `stride`-th step of the scalars, and every update-to-parameter ratio; most steps measure none."""
+    table = columns(source.folders, "scalars", ["time_ms", *SCALARS, *UPDATE_SCALARS], steps=_range(after, until))
+    wanted = _sampled(table["step"], stride, after, until)
+    inside = (table["step"] > after) & (table["step"] <= (math.inf if until is None else until))
+    measured = np.any([np.isfinite(table[key]) for key in UPDATE_SCALARS], axis=0)
+    for row in np.flatnonzero(wanted | (inside & measured)):
+        keys = (*(SCALARS if wanted[row] else ()), *(UPDATE_SCALARS if measured[row] else ()))
+        for key in keys:
             yield Point(key, float(table[key][row]), int(table["time_ms"][row]), int(table["step"][row]))
-    yield from _update_points(source, after=after, last=last, steps=steps)
-    table = columns(source.folders, "router", ["time_ms", *ROUTER_SCALARS, *QUANTIZATION_SCALARS], steps=steps)
+
+
+def router_points(source: Source, *, after: int, until: int | None, stride: int = 1) -> Iterator[Point]:
+    """Every `stride`-th step of the router's metrics: least, mean and greatest of the layers."""
+    names = (*ROUTER_SCALARS, *QUANTIZATION_SCALARS)
+    table = columns(source.folders, "router", ["time_ms", *names], steps=_range(after, until))
     if not len(table["step"]):
         return
     # Rows of a step lie together, layer after layer.
     starts = np.flatnonzero(np.diff(table["step"], prepend=-1))
     counts = np.diff(starts, append=len(table["step"]))
     # A run records what it has: no casts without a narrow format, and not what came to the catalogue after it.
-    recorded = [key for key in (*ROUTER_SCALARS, *QUANTIZATION_SCALARS) if not np.isnan(table[key]).all()]
+    recorded = [key for key in names if not np.isnan(table[key]).all()]
     over_layers = {
         (key, word): reduced
         for key in recorded
@@ -193,7 +204,7 @@ def step_points(source: Source, config: TrainConfig, *, after: int, until: int |
         )
     }
     router_steps, times = table["step"][starts], table["time_ms"][starts]
-    for row in _sampled(router_steps, config, MAX_ROUTER_POINTS, after, last, with_last=until is None):
+    for row in np.flatnonzero(_sampled(router_steps, stride, after, until)):
         for (key, word), values in over_layers.items():
             yield Point(f"{key}/{word}", float(values[row]), int(times[row]), int(router_steps[row]))
 
@@ -231,24 +242,16 @@ def status(state: TrialState) -> str:
     return "KILLED" if state is TrialState.CANCELLED else "FAILED"
 
 
-def _update_points(source: Source, *, after: int, last: float, steps: tuple[int, int]) -> Iterator[Point]:
-    """Every measured update-to-parameter ratio; most steps measure none."""
-    table = columns(source.folders, "scalars", ["time_ms", *UPDATE_SCALARS], steps=steps)
-    inside = (table["step"] > after) & (table["step"] <= last)
-    for key in UPDATE_SCALARS:
-        for row in np.flatnonzero(inside & np.isfinite(table[key])):
-            yield Point(key, float(table[key][row]), int(table["time_ms"][row]), int(table["step"][row]))
+def _range(after: int, until: int | None) -> tuple[int, int]:
+    return after + 1, 2**62 if until is None else until
 
 
-def _sampled(
-    steps: np.ndarray, config: TrainConfig, points: int, after: int, until: float, *, with_last: bool
-) -> np.ndarray:
-    """Rows of every n-th step, of the first, and of the last if the trial has ended."""
-    stride = max(1, math.ceil(config.num_steps / points))
+def _sampled(steps: np.ndarray, stride: int, after: int, until: int | None) -> np.ndarray:
+    """Which rows are of every `stride`-th step, of the first, or of the last if the trial has ended."""
     wanted = (steps % stride == 0) | (steps == 1)
-    if with_last and len(steps):
+    if until is None and len(steps):
         wanted |= steps == steps.max()
-    return np.flatnonzero(wanted & (steps > after) & (steps <= until))
+    return wanted & (steps > after) & (steps <= (math.inf if until is None else until))
 
 
 def _flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
