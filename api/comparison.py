@@ -55,6 +55,7 @@ def _row(row: RankedTrial, baseline_trial_id: str | None) -> ComparisonRow:
         objective_tokens=row.objective_tokens,
         difference_to_baseline=to_first[0] if to_first else None,
         differences=[BaselineDifference.model_validate(asdict(one)) for one in row.differences],
+        violations=list(row.violations),
         final_loss=summary.get("final_loss"),
         domains=[DomainScore.model_validate(asdict(one)) for one in row.domains],
         total_parameters=row.total_parameters,

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
+from orchestrator.objective import LastValue, ValueAt
 from orchestrator.parsing import parse_spec, suggestion
 from orchestrator.schedulers import ASHAScheduler, NoScheduler
 from orchestrator.screening import MAX_PROBLEMS, pointer, screen, shown
@@ -60,6 +61,7 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += _space_problems(spec)
     problems += search_problems(spec, warnings)
     problems += _objective_problems(spec, "/objective/domain", spec.base)
+    problems += _reduction_problems(spec, warnings)
     problems += _scheduler_problems(spec, warnings)
     problems += _resource_problems(spec, capacity)
     problems += _baseline_problems(spec, capacity, warnings)
@@ -120,6 +122,27 @@ def _objective_problems(spec: ExperimentSpec, at: str, config: TrainConfig) -> l
             allowed=", ".join(names),
         )
     ]
+
+
+def _reduction_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
+    value, loop = spec.objective.value, spec.base.loop
+    if isinstance(value, ValueAt) and value.tokens > loop.budget_tokens:
+        limit = f"at most base.loop.budget_tokens={loop.budget_tokens}"
+        return [
+            SpecProblem(
+                pointer="/objective/value/tokens",
+                code="out_of_range",
+                message=f"tokens={value.tokens} has to be {limit}",
+                given=value.tokens,
+                allowed=limit,
+            )
+        ]
+    if not isinstance(value, LastValue) and loop.evaluate_every_tokens is None:
+        warnings.append(
+            f"objective.value is {value.kind!r}, and base.loop.evaluate_every_tokens is not set, so trials are "
+            "evaluated only before the first step, at rungs and at the end"
+        )
+    return []
 
 
 def _scheduler_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:

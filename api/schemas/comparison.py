@@ -64,6 +64,8 @@ class ComparisonRow(Answer):
     """Objective minus that of the first baseline; null without both, and for that baseline."""
     differences: list[BaselineDifference]
     """To every completed baseline but itself."""
+    violations: list[str]
+    """The limits of the objective that the trial is beyond, with its figures; such trials rank behind the others."""
     final_loss: float | None
     domains: list[DomainScore]
     total_parameters: int | None

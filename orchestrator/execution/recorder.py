@@ -1,10 +1,13 @@
 """The recorder: one report of a run becomes one transaction, and whatever ends by it ends in the same one."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.objective import LastValue
+from orchestrator.search.outcome import reduced
 from orchestrator.search.stop import decide
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, RunState, TrialState
@@ -65,7 +68,7 @@ class Recorder:
                 epoch=self.epoch,
                 rung=report.rung,
                 tokens=report.tokens,
-                value=self._objective(report),
+                value=self._objective(work, trial.id, report)[0],
                 decide=None
                 if self.spec.synchronous
                 else lambda value, earlier: decide(
@@ -76,14 +79,15 @@ class Recorder:
                 self._end_run(work, run, RunState.PRUNED, cause=self._scheduled(), reason=rung.explanation or "")
                 self.prune(work, work.trials.get(trial.id))
                 return False
+        objective, objective_tokens = self._objective(work, trial.id, report)
         if report.kind == "finished":
             self._end_run(work, run, RunState.COMPLETED)
             work.trials.settle(
                 trial.id,
                 epoch=self.epoch,
                 state=TrialState.COMPLETED,
-                objective=self._objective(report),
-                objective_tokens=report.tokens,
+                objective=objective,
+                objective_tokens=objective_tokens,
                 summary=None if report.summary is None else report.summary.model_dump(mode="json"),
             )
         elif report.kind == "stopped" and report.cause == "stop_rule":
@@ -95,8 +99,8 @@ class Recorder:
                 state=TrialState.PRUNED,
                 cause=Cause.STOP_RULE,
                 reason=reason,
-                objective=self._objective(report),
-                objective_tokens=report.tokens,
+                objective=objective,
+                objective_tokens=objective_tokens,
                 summary=self._partial_summary(work, trial.id),
             )
         elif report.kind == "stopped":
@@ -164,7 +168,7 @@ class Recorder:
             tokens=report.checkpoint.tokens,
             folder=folder.relative_to(self.root).as_posix(),
             manifest_sha256=report.checkpoint.manifest_sha256,
-            objective=self._objective(report),
+            objective=self._measured(report),
         )
 
     def record_events(self, work: Work, run: RunRecord) -> None:
@@ -202,7 +206,26 @@ class Recorder:
         undecided = [record.rung for record in trial.rungs if record.decision is None]
         return trial.kind is TrialKind.BASELINE or not undecided or rung <= undecided[0]
 
-    def _objective(self, report: RunReport) -> float | None:
+    def _objective(self, work: Work, trial_id: str, report: RunReport) -> tuple[float | None, int]:
+        """The objective's value when `report` came, and the training tokens it belongs to.
+
+        It is of the report's evaluation, or of all that are recorded by then, as the spec reduces them.
+        """
+        objective = self.spec.objective
+        measured = self._measured(report)
+        if measured is None or isinstance(objective.value, LastValue):
+            return measured, report.tokens
+        values: dict[int, float] = {}
+        for event in work.events.of_trial("evaluation", trial_id=trial_id):
+            figures = event.data["domains"].get(objective.domain)
+            # A run that went on from a checkpoint evaluates again what an earlier one had; the newest counts.
+            if figures is not None and event.data["tokens"] <= report.tokens:
+                figure = figures[objective.metric.removeprefix("eval/")]
+                values[event.data["tokens"]] = math.nan if figure is None else figure
+        return reduced(objective, values | {report.tokens: measured}) or (measured, report.tokens)
+
+    def _measured(self, report: RunReport) -> float | None:
+        """The objective's metric in the report's own evaluation, None if it has none."""
         evaluation = (report.evaluation or {}).get(self.spec.objective.domain)
         if evaluation is None:
             return None

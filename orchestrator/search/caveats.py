@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.search.matches import baseline_matches
+from orchestrator.search.outcome import violations
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
 from orchestrator.store.records import TrialKind, TrialRecord
@@ -62,6 +63,11 @@ def caveats_of(
         )
     names = {trial.label for trial in ranked if trial.kind is TrialKind.BASELINE}
     found += [match.sentence for match in baseline_matches(spec) if match.baseline in names]
+    beyond = [trial.number for trial in ranked if violations(spec.objective, trial)]
+    if beyond:
+        found.append(
+            f"Beyond a limit of objective.constraints, and ranked behind all that keep to them: {_listed(beyond)}."
+        )
     num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
     if num_pruned:
         found.append(

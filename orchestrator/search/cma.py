@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from orchestrator.samplers import CMAESSampler
 from orchestrator.search.draw import derived_seed, draw, place_of, value_at
 from orchestrator.search.generations import generations
+from orchestrator.search.outcome import excesses
 from orchestrator.search.space import Parameter, parameters
 from orchestrator.search.visible import visible
 from orchestrator.spec import ExperimentSpec, FloatDomain, IntDomain, Scalar
@@ -59,10 +60,11 @@ def cma_point(
         seed=derived_seed(spec.seed, number, "cmaes", attempt),
         population_size=size,
     )
-    sign = 1 if spec.objective.direction == "minimize" else -1
     past = generations(spec, visible(spec, number, history), number=number, size=size)
     for members in past.members:
-        optimizer.tell([(np.array(_places(space, trial)), sign * (trial.objective or 0.0)) for trial in members])
+        # The algorithm knows values by their order only.
+        ordered = sorted(members, key=lambda trial: _cost(spec, trial))
+        optimizer.tell([(np.array(_places(space, trial)), float(rank)) for rank, trial in enumerate(ordered)])
     # Telling uses no randomness, so what is asked depends on the seed above and on the distribution only.
     places = optimizer.ask()
     fixed = {
@@ -70,6 +72,13 @@ def cma_point(
         for parameter, place in zip(space, places, strict=True)
     }
     return draw(parameters(spec), spec.seed, number, attempt=attempt, fixed=fixed)
+
+
+def _cost(spec: ExperimentSpec, trial: TrialRecord) -> tuple[float, float]:
+    """Trials beyond a limit of the objective come behind the others, by how far beyond: Deb 2000's feasibility rule."""
+    sign = 1 if spec.objective.direction == "minimize" else -1
+    excess = sum(max(0.0, excess) for excess in excesses(spec.objective, trial).values())
+    return excess, sign * (trial.objective or 0.0)
 
 
 def _places(space: Sequence[Parameter], trial: TrialRecord) -> list[float]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.search.caveats import caveats_of, contract_of
+from orchestrator.search.outcome import violations
 from orchestrator.spec import ExperimentSpec, Scalar
 from orchestrator.states import Cause, TrialState
 from orchestrator.store.records import TrialKind, TrialRecord
@@ -61,6 +62,7 @@ class RankedTrial:
         rank: 1 is best, baselines among the others; None for trials that did not train their whole budget.
         objective_tokens: training tokens at which `objective` was measured.
         differences: to each completed baseline but itself, in the order of their numbers.
+        violations: the limits of the objective that the trial is beyond; such trials rank behind the others.
         training_flops: FLOPs spent until `objective_tokens`.
         summary: the run's summary (trainer.config.run.RunSummary as JSON; less for a pruned trial), or None.
     """
@@ -77,6 +79,7 @@ class RankedTrial:
     objective: float | None
     objective_tokens: int | None
     differences: tuple[Difference, ...]
+    violations: tuple[str, ...]
     domains: tuple[DomainScore, ...]
     total_parameters: int | None
     active_parameters: int | None
@@ -127,14 +130,14 @@ def compare(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> Comparison:
     direction = 1 if spec.objective.direction == "minimize" else -1
     ranked = sorted(
         (trial for trial in trials if trial.state is TrialState.COMPLETED and trial.objective is not None),
-        key=lambda trial: (direction * _objective(trial), trial.number),
+        key=lambda trial: (bool(violations(spec.objective, trial)), direction * _objective(trial), trial.number),
     )
     ranks = {trial.id: rank for rank, trial in enumerate(ranked, start=1)}
     baselines = sorted((trial for trial in ranked if trial.kind is TrialKind.BASELINE), key=lambda trial: trial.number)
     noise = _noise(ranked)
     domains = ("all", *spec.base.data.mixture)
     ordered = sorted(trials, key=lambda trial: _place(trial, ranks, direction))
-    rows = tuple(_row(trial, ranks.get(trial.id), baselines, noise, domains) for trial in ordered)
+    rows = tuple(_row(spec, trial, ranks.get(trial.id), baselines, noise, domains) for trial in ordered)
     return Comparison(
         contract=contract_of(ranked),
         domains=domains,
@@ -156,6 +159,7 @@ def _place(trial: TrialRecord, ranks: Mapping[str, int], direction: int) -> tupl
 
 
 def _row(
+    spec: ExperimentSpec,
     trial: TrialRecord,
     rank: int | None,
     baselines: Sequence[TrialRecord],
@@ -194,6 +198,7 @@ def _row(
         objective=trial.objective,
         objective_tokens=tokens,
         differences=tuple(differences),
+        violations=violations(spec.objective, trial),
         domains=tuple(
             DomainScore(domain=domain, initial=initial.get(domain), final=final.get(domain)) for domain in domains
         ),

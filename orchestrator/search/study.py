@@ -11,6 +11,7 @@ from orchestrator.samplers import GPSampler, NSGA2Sampler, TPESampler
 from orchestrator.search.draw import derived_seed
 from orchestrator.search.generations import generations
 from orchestrator.search.grid import AnyDomain, lattice_point, num_lattice_points
+from orchestrator.search.outcome import excesses
 from orchestrator.search.space import active, parameters
 from orchestrator.search.visible import visible
 from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, Scalar
@@ -67,6 +68,8 @@ def study_of(
     complete. Not able to run (infeasible, diverged, out of memory): PRUNED with a violated constraint, which TPE ranks
     below everything else. Still running: RUNNING. Ended for our reasons or the user's: FAIL, which samplers skip.
 
+    The limits of the objective are told as constraints too, by how much a trial is beyond them.
+
     A Gaussian process learns of completed trials only, and would ask for a point that cannot run again and again. It is
     told of one as COMPLETE with the worst objective so far and the violated constraint, as soon as there is one.
     """
@@ -90,12 +93,13 @@ def study_of(
         size = spec.sampler.population_size
         generation = generations(spec, trials, number=number, size=size).of_trial
     for trial in trials:
-        state, value, constraints = _outcome(trial)
+        state, value, constraints = _outcome(spec, trial)
         if isinstance(spec.sampler, GPSampler):
             if constraints is not None and constraints[_RUNS] > 0 and worst is not None:
                 state, value = optuna.trial.TrialState.COMPLETE, worst
-            elif not cannot_run:
-                constraints = None
+            elif not cannot_run and constraints is not None:
+                # Each constraint is a Gaussian process of its own: none for what always holds.
+                constraints = {name: excess for name, excess in constraints.items() if name != _RUNS} or None
         study.add_trial(
             optuna.trial.create_trial(
                 state=state,
@@ -107,6 +111,7 @@ def study_of(
                 system_attrs={_GENERATION: generation[trial.number]} if generation else None,
             )
         )
+    limits = [] if not trials else list(excesses(spec.objective, trials[0]))
     for point in rejected:
         as_complete = isinstance(spec.sampler, GPSampler) and worst is not None
         states = optuna.trial.TrialState
@@ -116,7 +121,7 @@ def study_of(
                 value=worst if as_complete else None,
                 params={name: _to_optuna(domains[name], value) for name, value in point.items()},
                 distributions={name: distributions[name] for name in point},
-                constraints={_RUNS: 1.0},
+                constraints={_RUNS: 1.0} | dict.fromkeys(limits, 0.0),
             )
         )
     return study
@@ -152,19 +157,22 @@ def _worst(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> float | None:
     return max(values) if spec.objective.direction == "minimize" else min(values)
 
 
-def _outcome(trial: TrialRecord) -> "tuple[optuna.trial.TrialState, float | None, dict[str, float] | None]":
+def _outcome(
+    spec: ExperimentSpec, trial: TrialRecord
+) -> "tuple[optuna.trial.TrialState, float | None, dict[str, float] | None]":
     """State, objective and constraints that a trial is told with."""
     import optuna
 
     states = optuna.trial.TrialState
+    limits = excesses(spec.objective, trial)
     if trial.finished_at_ms is None:
         return states.RUNNING, None, None
     if trial.state is TrialState.COMPLETED and trial.objective is not None:
-        return states.COMPLETE, trial.objective, {_RUNS: 0.0}
+        return states.COMPLETE, trial.objective, {_RUNS: 0.0} | limits
     if trial.state is TrialState.PRUNED:
-        return states.PRUNED, None, {_RUNS: 0.0}
+        return states.PRUNED, None, {_RUNS: 0.0} | limits
     if trial.cause in _CANNOT_RUN:
-        return states.PRUNED, None, {_RUNS: 1.0}
+        return states.PRUNED, None, {_RUNS: 1.0} | limits
     return states.FAIL, None, None
 
 

@@ -56,6 +56,11 @@ class Events(Repository):
             select(func.count()).select_from(EventRow).where(EventRow.kind == kind, EventRow.run_id == run_id)
         ).scalar_one()
 
+    def of_trial(self, kind: str, *, trial_id: str) -> tuple[EventRecord, ...]:
+        """The events of one kind of a trial, oldest first."""
+        query = select(*EventRow.__table__.columns).where(EventRow.kind == kind, EventRow.trial_id == trial_id)
+        return tuple(EventRecord(**row) for row in self._connection.execute(query.order_by(EventRow.id)).mappings())
+
     def last_id(self) -> int:
         """The id of the newest event, 0 if there is none."""
         return self._connection.execute(select(func.coalesce(func.max(EventRow.id), 0))).scalar_one()
