@@ -1,22 +1,18 @@
 """`evenload export` takes a trial or a run of the home by its id."""
 
 import json
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
 
 from api.address import publish_address
 from api.auth import ensure_token
 from orchestrator.store.records import RunRecord
 from tests.support import lab as labs
-from tests.support.api import Installation, installation
+from tests.support.api import installation, listening
 from tests.support.stores import claimed, proposed, started
 from tests.support.training import train_config
 from trainer.checkpoint import save_checkpoint
@@ -31,21 +27,6 @@ class Home:
     root: Path
     trial_id: str
     run: RunRecord
-
-
-@contextmanager
-def listening(lab: Installation) -> Iterator[str]:
-    """Serves the app of `lab` on a port of its own; yields the address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(lab.app, log_level="warning", lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
 
 
 @pytest.fixture

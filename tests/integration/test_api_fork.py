@@ -1,5 +1,7 @@
 """Forks over HTTP: queued with their lineage, refused field by field, and their checkpoint safe from deletion."""
 
+import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from api.address import publish_address
+from api.auth import ensure_token
 from orchestrator.execution.checkpoints import Shelf
 from orchestrator.execution.conductor import Conductor, Next, Places
 from orchestrator.spec import ExperimentSpec
 from orchestrator.store.records import RunRecord
-from tests.support.api import Installation, installation
+from tests.support import lab as labs
+from tests.support.api import Installation, installation, listening
 from tests.support.training import STEP_TOKENS, train_config
 from trainer.config.run import RunReport
 from trainer.data.shards import default_cache_dir
@@ -205,3 +210,31 @@ def test_shelf_of_an_older_spec_keeps_the_newest(lab: Installation):
     del stored["keep_checkpoints"]
     assert ExperimentSpec.model_validate(stored).keep_checkpoints.last == 1
     assert Shelf(lab.database, lab.home, epoch=1, spec=spec)
+
+
+def test_commands_fork_replay_and_bundle_by_id(tmp_path: Path):
+    root = tmp_path / "home"
+    root.mkdir()
+    with installation(root, token=ensure_token(root / "token")) as lab, listening(lab) as url:
+        publish_address(root, url)
+        client = lab.client(headers={"Authorization": f"Bearer {lab.settings.token}"})
+        run = parent(lab, client)
+
+        forked = labs.evenload(root, "fork", run.trial_id, "--at", "4", "--set", "optimizer.lr=1e-3", "--json")
+        assert forked.returncode == 0, forked.stderr
+        lineage = json.loads(forked.stdout)["fork"]
+        assert (lineage["run_id"], lineage["step"], lineage["changes"]) == (run.id, 4, {"optimizer.lr": 0.001})
+        refused = labs.evenload(root, "fork", run.id, "--at", "4", "--set", "model.dim=64")
+        assert refused.returncode == 1
+        assert "/set/model.dim" in refused.stderr
+
+        replayed = labs.evenload(root, "replay", run.id, "--from", "5", "--json")
+        assert replayed.returncode == 0, replayed.stderr
+        assert json.loads(replayed.stdout)["started_from"] == 4
+        bundle = str(tmp_path / "run.tar.gz")
+        written = labs.evenload(root, "bundle", "--out", bundle, run.id, "--json")
+        assert written.returncode == 0, written.stderr
+        assert "spec.json" in json.loads(written.stdout)["files"]
+    with tarfile.open(bundle) as archive:
+        spec = json.load(archive.extractfile("spec.json"))  # type: ignore[arg-type]
+    assert spec["name"] == "parent"

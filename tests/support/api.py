@@ -2,13 +2,16 @@
 
 import functools
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -54,6 +57,21 @@ def installation(home: Path, *, url: str | None = None, **settings: Any) -> Iter
         yield Installation(home=home, settings=chosen, database=database, app=create_app(chosen, database))
     finally:
         database.close()
+
+
+@contextmanager
+def listening(lab: Installation) -> Iterator[str]:
+    """Serves the app of `lab` on a port of its own; yields the address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(lab.app, log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
 
 
 @functools.cache
