@@ -76,7 +76,7 @@ def row(**fields: Any) -> ComparisonRow:
     empty = dict.fromkeys(ComparisonRow.model_fields)
     values: dict[str, Any] = {
         **empty, "trial_id": "trl_1", "number": 0, "kind": "search", "state": TrialState.COMPLETED, "reason": "",
-        "params": {"optimizer.lr": 0.01}, "differences": [], "domains": [],
+        "params": {"optimizer.lr": 0.01}, "differences": [], "violations": [], "domains": [],
     }  # fmt: skip
     return ComparisonRow(**values | fields)
 
