@@ -17,6 +17,9 @@ from orchestrator.store.session import database_url
 from tests.support.api import BASE_URL
 from tests.support.seeded_home import DOMAINS, SeededHome, seed_home
 from tests.support.specs import experiment_document
+from trainer.metrics.alarm_rules import WatchedMetric
+from trainer.telemetry.alarms import AlarmRecorder
+from trainer.telemetry.chunks import StepBlock
 from trainer.telemetry.spike_events import ObservedStep, Samples, SpikeRecorder
 
 NUM_STEPS = 24
@@ -236,6 +239,26 @@ def test_spikes_come_with_what_explains_them(lab: Lab) -> None:
     assert spike["sample_indices"] == [1600, 1607]
     assert spike["router_at"] == [{"layer": 1, "max_violation": 0.5, "token_entropy": None}]
     assert spike["router_before"][0]["token_entropy"] == spike["router_after"][0]["token_entropy"] == 1.0
+
+
+def test_alarms_name_the_layer_and_come_in_order(lab: Lab) -> None:
+    assert lab.get(f"trials/{lab.moe['id']}/alarms")["items"] == []
+    (run,) = lab.get(f"trials/{lab.dense['id']}/runs")["items"]
+    (folder,) = lab.home.root.glob(f"experiments/*/trials/*/{run['id']}")
+    # What a trainer records of a layer whose busiest expert is too busy for a while, written by its own recorder.
+    rule = WatchedMetric(
+        name="collapse", severity="warn", metric="router/max_load", comparison="at_least", threshold=0.5, rearm=0.4
+    )
+    recorder = AlarmRecorder(folder, watched=[rule], layers=[1, 2])
+    busiest_SL = np.array([[0.3, 0.3], [0.3, 0.6], [0.3, 0.45], [0.3, 0.3]])
+    steps = np.arange(1, 5)
+    block = StepBlock(steps, steps * STEP_TOKENS, steps, {}, {"router/max_load": busiest_SL}, np.zeros((4, 2, 0), int))
+    recorder.observe(block, 4)
+    raised, cleared = lab.get(f"trials/{lab.dense['id']}/alarms")["items"]
+    assert (raised["change"], raised["step"], raised["layer"], raised["value"]) == ("raised", 2, 2, 0.6)
+    assert (cleared["change"], cleared["step"], cleared["layer"]) == ("cleared", 4, 2)
+    assert raised["run_id"] == cleared["run_id"] == run["id"]
+    assert raised["message"] == "collapse: router/max_load of layer 2 >= 0.5 since step 2, now 0.6"
 
 
 def test_only_what_differs_between_trials_is_listed(lab: Lab) -> None:
