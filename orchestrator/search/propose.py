@@ -110,7 +110,7 @@ def _qmc_candidates(
     for point in points:
         if violation(spec, constraints, point) is not None:
             num_violating += 1
-            if num_violating > _NUM_DRAWS * (index + 1):
+            if num_violating > _NUM_DRAWS + 100 * index:
                 yield point
                 return
         elif num_before == index:

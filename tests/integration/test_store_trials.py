@@ -66,10 +66,11 @@ def test_nothing_more_to_propose_leaves_no_row(database: Database) -> None:
         assert work.trials.history(experiment_id) == ()
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "nsga2", "qmc"])
 def test_proposals_from_stored_rows_are_those_from_rows_in_memory(database: Database, sampler: str) -> None:
     fields = {
-        "sampler": {"kind": sampler, **({"num_startup_trials": 2} if sampler == "tpe" else {})},
+        "sampler": {"kind": sampler}
+        | {"tpe": {"num_startup_trials": 2}, "nsga2": {"population_size": 2}}.get(sampler, {}),
         "space": {
             "optimizer.lr": {"float": [1e-4, 1e-2], "log": True},
             "model.moe.top_k": {"choice": [1, 2]},
