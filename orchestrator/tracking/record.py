@@ -24,6 +24,7 @@ MAX_ROUTER_POINTS = 100
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 5000
 _MAX_DIGEST_LENGTH = 36
+_MAX_NAMED_PARAMS = 3
 
 
 class Point(NamedTuple):
@@ -158,8 +159,13 @@ def trained_model(trial: TrialRecord, checkpoint: CheckpointRecord) -> TrainedMo
 
 
 def run_name(trial: TrialRecord) -> str:
-    """The name a trial has in MLflow's lists."""
-    return trial.label or f"trial {trial.number}"
+    """The name a trial has in MLflow's lists and legends: its label or number, and the first values searched."""
+    name = trial.label or f"trial {trial.number}"
+    values = [
+        f"{path.rpartition('.')[2]}={f'{value:.3g}' if isinstance(value, float) else value}"
+        for path, value in list(trial.params.items())[:_MAX_NAMED_PARAMS]
+    ]
+    return f"{name} ({', '.join(values)})" if values else name
 
 
 def step_points(source: Source, config: TrainConfig, *, after: int, until: int | None) -> Iterator[Point]:

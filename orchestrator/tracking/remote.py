@@ -61,7 +61,11 @@ class Remote:
     def experiment(self, name: str) -> str:
         """The id of the experiment of this name, which is created if there is none."""
         there = self._call(self._client.get_experiment_by_name, name)
-        return there.experiment_id if there is not None else self._call(self._client.create_experiment, name)
+        if there is not None:
+            return there.experiment_id
+        # Without it the web page opens on tools for language model applications.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return self._call(self._client.create_experiment, name, tags=tags)
 
     def find_run(self, experiment_id: str, *, key: str, value: str, only_running: bool = False) -> str | None:
         """The id of the run with this tag, or None."""

@@ -38,6 +38,7 @@ def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, ro
     (run,) = mlflow_runs(mlflow_url, database, experiment_id)
     assert run.info.status == "FINISHED"
     assert run.info.end_time == trial.finished_at_ms
+    assert run.info.run_name == f"trial 0 (lr={trial.params['optimizer.lr']:.3g})"
     assert run.data.params["optimizer.lr"] == str(trial.params["optimizer.lr"])
     assert run.data.params["model.moe.balancing.0.kind"] == "load_balancing_loss"
     assert run.data.tags["evenload.state"] == "completed"
