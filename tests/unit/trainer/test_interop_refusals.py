@@ -81,6 +81,7 @@ def test_refusal_names_what_stands_in_the_way(config: ModelConfig, obstacle: str
     ("preset", "model_type"),
     [
         ("cpu-tiny", "glm4_moe"),
+        ("deepseek-v2-lite", "deepseek_v2"),
         ("gpt-oss-20b", "gpt_oss"),
         ("gpu-medium", "glm4_moe"),
         ("mixtral-8x7b", "mixtral"),
