@@ -93,7 +93,7 @@ CASES = {
     "gpt_oss/no-window": model_config(attention=SINKS, moe=GPT_OSS_EXPERTS),
     "glm4_moe": grouped_model({"qk_norm": True}, router=GROUPS, num_shared_experts=1),
     "glm4_moe/bias-none-shared": grouped_model({"bias": "qkv"}, num_dense_layers=0, router={"normalize": False}),
-    "deepseek_v2": latent_model(router=SOFTMAX | {"scale": 16.0}, num_heads=4, balancing=()),
+    "deepseek_v2": latent_model(router=SOFTMAX, num_heads=4, balancing=()),
     "deepseek_v2/groups": latent_model(
         router=GROUPS | SOFTMAX | {"group_score": "best"}, num_heads=4, q_lora_rank=12, balancing=()
     ),
