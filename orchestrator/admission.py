@@ -63,6 +63,7 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += _resource_problems(spec, capacity)
     problems += _baseline_problems(spec, capacity, warnings)
     problems += _memory_problems(spec.base, capacity, "/base/model")
+    problems += _start_problems(spec.base, "/base/start/path")
     if not problems:
         problems += check_domains(spec)
     if not problems:
@@ -283,6 +284,8 @@ def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None, warnings
         if twin is not None and abs(twin.residual) > MAX_RESIDUAL:
             warnings.append(BaselineMatch(baseline.name, twin).sentence)
         found += _objective_problems(spec, pointer((*place, "set")), config)
+        if "start.path" in baseline.set or "start" in baseline.set:
+            found += _start_problems(config, pointer((*place, "set")))
         found += _memory_problems(config, capacity, pointer((*place, decisive)))
     return found
 
@@ -301,5 +304,21 @@ def _memory_problems(config: TrainConfig, capacity: Capacity | None, at: str) ->
             "model or micro_batch_size smaller",
             given=f"{needed:.3g} GiB",
             allowed=f"at most {available:.3g} GiB",
+        )
+    ]
+
+
+def _start_problems(config: TrainConfig, at: str) -> list[SpecProblem]:
+    """What a run would refuse; early, and before anybody looks at the path."""
+    if config.start.kind == "scratch" or not config.start.is_absolute:
+        return []
+    return [
+        SpecProblem(
+            pointer=at,
+            code="absolute_path",
+            message=f"start.path={config.start.path[:200]!r} is absolute; a run starts from weights in the home of the "
+            "service, given by their path from there",
+            given=shown(config.start.path),
+            allowed="a relative path, e.g. experiments/ID/trials/00003/ID",
         )
     ]

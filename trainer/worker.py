@@ -64,6 +64,7 @@ def run(
                 reporter=teller,
                 world=world,
                 cache_folder=Path(request.cache_folder),
+                start_root=None if request.start_root is None else Path(request.start_root),
                 resume_from=None if request.resume_from is None else Path(request.resume_from),
                 rung_tokens=request.rung_tokens,
                 stop_at_tokens=request.stop_at_tokens,

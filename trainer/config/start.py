@@ -24,7 +24,9 @@ class SourceSection(Section):
     """
 
     path: str = Field(min_length=1, max_length=4096)
-    """Absolute, and visible to every worker."""
+    """Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+    of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+    relative to the working directory."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it."""
@@ -34,10 +36,15 @@ class SourceSection(Section):
 
     @field_validator("path")
     @classmethod
-    def _is_absolute(cls, path: str) -> str:
-        if not PurePosixPath(path).is_absolute():
-            raise ValueError(f"{path!r} is relative, and workers run elsewhere; give the absolute path")
+    def _goes_down(cls, path: str) -> str:
+        if ".." in PurePosixPath(path).parts:
+            raise ValueError(f"{path!r} goes up by '..'; give the path without it")
         return path
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether `path` says where it is by itself."""
+        return PurePosixPath(self.path).is_absolute()
 
 
 class CheckpointStartConfig(SourceSection):

@@ -434,3 +434,16 @@ def test_any_value_anywhere_is_admitted_or_answered_with_places(place: str, valu
         problems = rejected.problems
     assert all(problem.pointer == "" or problem.pointer.startswith("/") for problem in problems)
     assert all(problem.message.isprintable() for problem in problems)
+
+
+def test_weights_to_start_from_are_named_within_the_home() -> None:
+    start = {"kind": "checkpoint", "path": "experiments/a/trials/00003/b"}
+    admitted = admit(changed("/base/start", start), capacity=LAPTOP)
+    assert admitted.spec.base.start.kind == "checkpoint"
+    (problem,) = problems_of(changed("/base/start", start | {"path": "/etc"}))
+    assert (problem.pointer, problem.code) == ("/base/start/path", "absolute_path")
+    (problem,) = problems_of(changed("/base/start", start | {"path": "../../etc"}))
+    assert problem.pointer == "/base/start/path"
+    baseline = {"name": "tuned", "set": {"start": start | {"path": "/etc"}}}
+    (problem,) = problems_of(changed("/baselines", [baseline]))
+    assert (problem.pointer, problem.code) == ("/baselines/0/set", "absolute_path")
