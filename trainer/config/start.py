@@ -61,7 +61,7 @@ class HuggingFaceStartConfig(SourceSection):
 
 
 class CopyMethodConfig(Section):
-    """Every expert is the whole MLP (Komatsuzaki et al. 2022, arXiv:2212.05055, section 2.2)."""
+    """Every expert is the whole MLP (Komatsuzaki et al. 2022, arXiv:2212.05055)."""
 
     kind: Literal["copy"] = "copy"
 
@@ -91,7 +91,7 @@ class DropMethodConfig(Section):
 
 
 class GranularMethodConfig(Section):
-    """Experts are shards of the MLP (He et al. 2024, arXiv:2410.07524, section 3.3)."""
+    """Experts are shards of the MLP (He et al. 2024, arXiv:2410.07524)."""
 
     kind: Literal["granular"] = "granular"
 
