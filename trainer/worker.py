@@ -14,6 +14,7 @@ import torch.distributed as dist
 from trainer.config.run import RunReport, RunRequest
 from trainer.environment import write_config
 from trainer.errors import DataInvalid, EvenloadError, OutOfMemory, TrainingDiverged
+from trainer.host_memory import keep_freed_memory
 from trainer.loop import train
 from trainer.reporter import stop_requested
 from trainer.telemetry.progress import Progress, read_progress
@@ -52,6 +53,8 @@ def run(
     """
     folder = Path(request.folder)
     teller = _Teller(report, folder, on_progress)
+    if not request.use_gpu:
+        keep_freed_memory()
     with _threads(request):
         try:
             world = world or _world(request)
