@@ -233,6 +233,7 @@ def first_step(config: TrainConfig, *, micro_batch_size: int) -> dict[str, Tenso
         num_null_experts=0 if moe is None else moe.num_null_experts,
         step_tokens=config.step_tokens,
         world=world,
+        quantizes=isinstance(config.precision, QuantizedExpertsSection),
     )
     step = TrainStep(
         config,
