@@ -17,6 +17,7 @@ from orchestrator.search.space import baseline_config, baseline_twin, path_probl
 from orchestrator.search.trial_points import check_domains, check_points
 from orchestrator.spec import ASHAScheduler, ExperimentSpec, GridSampler, TPESampler
 from trainer.config import TrainConfig
+from trainer.config.routers import LearnedRouterSection
 from trainer.model.size import memory_estimate
 
 MAX_GRID = 100_000
@@ -64,6 +65,7 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += _baseline_problems(spec, capacity, warnings)
     problems += _memory_problems(spec.base, capacity, "/base/model")
     problems += _start_problems(spec.base, "/base/start/path")
+    warnings += _router_warnings(spec.base)
     if not problems:
         problems += check_domains(spec)
     if not problems:
@@ -102,6 +104,17 @@ def _no_such_path(path: str, problem: tuple[str, tuple[str, ...]], place: tuple[
         given=shown(path),
         allowed=f"there: {', '.join(names)}" if names else None,
     )
+
+
+def _router_warnings(base: TrainConfig) -> list[str]:
+    """What the base says of its router that teaches it less than was probably meant."""
+    moe = base.model.moe
+    if moe is None or moe.top_k > 1 or not isinstance(moe.router, LearnedRouterSection) or not moe.router.normalize:
+        return []
+    return [
+        "model.moe.top_k=1 with router.normalize=true: the one expert of a token always weighs the same, so the loss "
+        "teaches the router nothing; set normalize to false, as Switch does"
+    ]
 
 
 def _search_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:

@@ -323,6 +323,14 @@ def test_tpe_that_only_draws_at_random_is_a_warning() -> None:
     assert "TPE's model is never used" in admitted.warnings[0]
 
 
+def test_router_of_one_expert_whose_weight_is_always_one_is_a_warning() -> None:
+    (warning,) = admit(changed("/base/model/moe/top_k", 1), capacity=None).warnings
+    assert "top_k=1 with router.normalize=true" in warning
+    weighed = changed("/base/model/moe/top_k", 1)
+    weighed["base"]["model"]["moe"]["router"] = {"normalize": False}
+    assert admit(weighed, capacity=None).warnings == []
+
+
 def test_optimizers_and_routers_are_searched_as_options_with_and_without_a_kind() -> None:
     lr = {"float": [1e-4, 1e-2], "log": True}
     space = {
