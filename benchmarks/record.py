@@ -25,9 +25,9 @@ class AnyReport(Protocol):
 
 
 BENCHMARKS: dict[str, Callable[[], AnyReport]] = {
-    "kernels": lambda: kernels.run(device="cpu", dtype=torch.float32, rounds=20, shapes=kernels.CPU_SHAPES),
+    "kernels": lambda: kernels.run(device="cpu", dtype=torch.float32, rounds=8, shapes=kernels.CPU_SHAPES),
     "attention": lambda: attention.run(device="cpu", dtype=torch.float32, rounds=5, shapes=attention.CPU_SHAPES),
-    "step": lambda: step.run(rounds=5),
+    "step": lambda: step.run(rounds=4),
 }
 
 
