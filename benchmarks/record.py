@@ -1,7 +1,7 @@
 """Runs benchmarks and keeps their results: `python -m benchmarks.record [NAME ...]`.
 
 Writes `benchmarks/results/NAME.json`: the machine with versions, date and commit, and the report. `benchmarks.goals`
-makes the table of docs/benchmarks.md from these files. Takes about 20 minutes on two idle cores.
+makes the table of docs/benchmarks.md from these files. Takes about ten minutes on two idle cores.
 """
 
 import argparse
