@@ -28,6 +28,7 @@ from torch import Tensor
 
 from kernels import Backend, Routing, grouped_swiglu, permute, route, unpermute
 from kernels.route.torch_path import gate_mass, statistics
+from trainer.host_memory import keep_freed_memory
 
 
 class Shape(NamedTuple):
@@ -50,6 +51,10 @@ CPU_SHAPES = (
     Shape(2048, 128, 128, 16, 2),
     Shape(2048, 128, 64, 64, 8),
     Shape(2048, 256, 128, 16, 4),
+    Shape(4096, 192, 384, 8, 2),
+    Shape(4096, 192, 192, 16, 4),
+    Shape(4096, 256, 64, 64, 8),
+    Shape(4096, 192, 96, 64, 8),
 )
 CUDA_SHAPES = (
     Shape(16384, 512, 128, 64, 8),
@@ -231,7 +236,9 @@ def measure(shape: Shape, *, device: str, dtype: torch.dtype, rounds: int) -> Me
 
 
 def run(*, device: str, dtype: torch.dtype, rounds: int, shapes: Sequence[Shape]) -> Report:
-    """Returns the measurements of all shapes on `device`."""
+    """Returns the measurements of all shapes on `device`; on a CPU with the allocator as the trainer sets it."""
+    if device == "cpu":
+        keep_freed_memory()
     return Report(
         device=torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         threads=torch.get_num_threads(),

@@ -19,6 +19,7 @@ from orchestrator.search.space import baseline_config, baseline_twin, path_probl
 from orchestrator.search.trial_points import check_domains, check_points
 from orchestrator.spec import ExperimentSpec
 from trainer.config import TrainConfig
+from trainer.config.routers import LearnedRouterSection
 from trainer.model.size import memory_estimate
 
 MAX_RUNGS = 200
@@ -66,6 +67,8 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += _resource_problems(spec, capacity)
     problems += _baseline_problems(spec, capacity, warnings)
     problems += _memory_problems(spec.base, capacity, "/base/model")
+    problems += _start_problems(spec.base, "/base/start/path")
+    warnings += _router_warnings(spec.base)
     if not problems:
         problems += check_domains(spec)
     if not problems:
@@ -106,6 +109,17 @@ def _no_such_path(path: str, problem: tuple[str, tuple[str, ...]], place: tuple[
         given=shown(path),
         allowed=f"there: {', '.join(names)}" if names else None,
     )
+
+
+def _router_warnings(base: TrainConfig) -> list[str]:
+    """What the base says of its router that teaches it less than was probably meant."""
+    moe = base.model.moe
+    if moe is None or moe.top_k > 1 or not isinstance(moe.router, LearnedRouterSection) or not moe.router.normalize:
+        return []
+    return [
+        "model.moe.top_k=1 with router.normalize=true: the one expert of a token always weighs the same, so the loss "
+        "teaches the router nothing; set normalize to false, as Switch does"
+    ]
 
 
 def _objective_problems(spec: ExperimentSpec, at: str, config: TrainConfig) -> list[SpecProblem]:
@@ -275,6 +289,8 @@ def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None, warnings
         if twin is not None and abs(twin.residual) > MAX_RESIDUAL:
             warnings.append(BaselineMatch(baseline.name, twin).sentence)
         found += _objective_problems(spec, pointer((*place, "set")), config)
+        if "start.path" in baseline.set or "start" in baseline.set:
+            found += _start_problems(config, pointer((*place, "set")))
         found += _memory_problems(config, capacity, pointer((*place, decisive)))
     return found
 
@@ -293,5 +309,21 @@ def _memory_problems(config: TrainConfig, capacity: Capacity | None, at: str) ->
             "model or micro_batch_size smaller",
             given=f"{needed:.3g} GiB",
             allowed=f"at most {available:.3g} GiB",
+        )
+    ]
+
+
+def _start_problems(config: TrainConfig, at: str) -> list[SpecProblem]:
+    """What a run would refuse; early, and before anybody looks at the path."""
+    if config.start.kind == "scratch" or not config.start.is_absolute:
+        return []
+    return [
+        SpecProblem(
+            pointer=at,
+            code="absolute_path",
+            message=f"start.path={config.start.path[:200]!r} is absolute; a run starts from weights in the home of the "
+            "service, given by their path from there",
+            given=shown(config.start.path),
+            allowed="a relative path, e.g. experiments/ID/trials/00003/ID",
         )
     ]

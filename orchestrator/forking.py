@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator.admission import Admitted, admit
@@ -43,7 +42,6 @@ def plan_fork(
     step: int,
     changes: Mapping[str, Any],
     name: str | None,
-    root: Path,
     capacity: Capacity | None,
 ) -> PlannedFork:
     """Returns the fork of a run at a step.
@@ -54,7 +52,6 @@ def plan_fork(
         step: of a checkpoint that is kept.
         changes: dotted path into the trial's configuration -> value.
         name: of the new experiment; None derives one.
-        root: the home folder.
         capacity: what the cluster holds, None if that is not known.
 
     Raises:
@@ -66,9 +63,8 @@ def plan_fork(
     trial = work.trials.get(run.trial_id)
     checkpoint = _checkpoint(work, run_id, step)
     assert trial.config is not None, "a trial that ran has a configuration"
-    start = ForkStartConfig(
-        path=str((root / checkpoint.folder).absolute()), sha256=checkpoint.manifest_sha256, step=checkpoint.step
-    )
+    # Relative to the home, as the start of every spec.
+    start = ForkStartConfig(path=str(checkpoint.folder), sha256=checkpoint.manifest_sha256, step=checkpoint.step)
     try:
         config = fork_config(TrainConfig.model_validate(trial.config), changes, start=start)
     except ForkRefused as error:

@@ -1,8 +1,8 @@
 """ExperimentSpec: one submitted document.
 
 A spec is plain values: a complete base `TrainConfig`, a search space beside it keyed by dotted path, and what to
-optimise, how to search, when to stop, with which resources. No paths, URIs, environment or code: everything is chosen
-by name.
+optimise, how to search, when to stop, with which resources. No URIs, environment or code, and no path but that of
+weights to start from, which is relative to the home and confined to it: everything is chosen by name.
 """
 
 from typing import Annotated, Any, TypeAlias, get_args

@@ -28,6 +28,7 @@ from trainer.durable import commit, temporary_name
 from trainer.environment import CONFIG_FILE, ENVIRONMENT_FILE, PATCH_FILE, file_at_commit
 from trainer.errors import EvenloadError
 from trainer.recorded_run import RecordedRun, open_run
+from trainer.start.place import recorded_start_folder
 from trainer.telemetry.chunks import TELEMETRY_FOLDER
 
 FORMAT_VERSION = 1
@@ -129,9 +130,14 @@ def unpack_bundle(path: Path, folder: Path) -> Path:
 
 
 def with_start_found(recorded: RecordedRun) -> TrainConfig:
-    """Return the config of a run, with the weights it began with where its folder has them, if it is a bundle's."""
-    start, found = recorded.config.start, recorded.folder / START_FOLDER
-    if start.kind == "scratch" or not found.is_dir():
+    """Return the config of a run with the place here of the weights it began with: in its folder, if that is a
+    bundle's, or where they were."""
+    start = recorded.config.start
+    if start.kind == "scratch":
+        return recorded.config
+    bundled = recorded.folder / START_FOLDER
+    found = bundled if bundled.is_dir() else recorded_start_folder(start, recorded.folder)
+    if found is None:
         return recorded.config
     moved = start.model_copy(update={"path": str(found.absolute())})
     return recorded.config.model_copy(update={"start": moved})
@@ -157,7 +163,7 @@ def _contents(
         yield LOCK_FILE, lock
     if spec is not None:
         yield SPEC_FILE, spec
-    for path in _start_files(config):
+    for path in _start_files(recorded):
         yield f"{START_FOLDER}/{path.name}", path
 
 
@@ -173,11 +179,11 @@ def _data(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _start_files(config: TrainConfig) -> list[Path]:
-    start = config.start
+def _start_files(recorded: RecordedRun) -> list[Path]:
+    start = recorded.config.start
     if start.kind == "scratch":
         return []
-    folder = Path(start.path)
+    folder = recorded_start_folder(start, recorded.folder) or Path(start.path)
     if (folder / CHECKPOINTS_FOLDER).is_dir():
         folder = newest_valid_checkpoint(folder) or folder
     files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []

@@ -23,6 +23,7 @@ from trainer.config.fork import ForkRefused, fork_config, fork_problems
 from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.config.start import ForkStartConfig
 from trainer.errors import CheckpointInvalid, ResumeMismatch
+from trainer.start.place import start_folder
 
 _COUNTERS = ("num_steps",)
 """Options of a parameter group that count, and are not set by the config; see `GroupedOptimizer`."""
@@ -41,16 +42,21 @@ class ForkSource(NamedTuple):
     config: TrainConfig
 
 
-def open_fork(config: TrainConfig) -> ForkSource:
+def open_fork(config: TrainConfig, *, root: Path | None) -> ForkSource:
     """Return the checkpoint that `config.start`, of kind `fork`, names, after reading and checking every byte of it.
 
+    Args:
+        config: of the fork.
+        root: what the path is relative and confined to; None takes any.
+
     Raises:
+        StartInvalid: nothing is at the path, or it leads out of `root`.
         CheckpointInvalid: it is missing or damaged.
         ResumeMismatch: it is another one than meant, or `config` changes what a fork cannot change.
     """
     start = config.start
     assert isinstance(start, ForkStartConfig)
-    path = Path(start.path)
+    path = start_folder(start, root=root)
     manifest = verify_checkpoint(path)
     if (manifest.sha256, manifest.step) != (start.sha256, start.step):
         raise ResumeMismatch(

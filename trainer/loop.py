@@ -48,6 +48,7 @@ def train(
     reporter: Reporter,
     world: World,
     cache_folder: Path,
+    start_root: Path | None = None,
     resume_from: Path | None = None,
     rung_tokens: Sequence[int] = (),
     stop_at_tokens: int | None = None,
@@ -65,6 +66,7 @@ def train(
         reporter: told what happens, asked whether to stop. May block.
         world: this worker among the others.
         cache_folder: where tokenised corpora are kept.
+        start_root: what `config.start.path` is relative and confined to; None takes any path.
         resume_from: checkpoint to continue from, in this folder or in that of an earlier run of the trial.
         rung_tokens: ascending training tokens at which to evaluate, checkpoint and report a rung.
         stop_at_tokens: training tokens to stop at, with a checkpoint.
@@ -73,6 +75,7 @@ def train(
         TrainingDiverged: the loss or the gradient norm is not finite.
         CheckpointInvalid, ResumeMismatch: `resume_from` cannot be continued from.
         DataInvalid: the data do not match their manifest.
+        StartInvalid, NotImportable: there are no weights to start from at `config.start`, or not the ones it means.
         ValueError: the batch cannot be divided over the workers.
     """
     milestones = Milestones(config, rung_tokens=rung_tokens, stop_at_tokens=stop_at_tokens)
@@ -82,6 +85,7 @@ def train(
             folder=folder,
             world=world,
             cache_folder=cache_folder,
+            start_root=start_root,
             resume_from=resume_from,
             on_progress=reporter.progress,
         )

@@ -1,7 +1,7 @@
 """The global random number generators: seeded for a run, put back afterwards, and saved in checkpoints.
 
-Weights draw from generators of their own and batches are found by index. What does draw from the global generators (random
-routing, the stochastic rounding of `nvfp4`) is resumed exactly.
+Weights draw from generators of their own and batches are found by index. What does draw from the global generators
+(random routing, the stochastic rounding of `nvfp4`) is resumed exactly.
 """
 
 from collections.abc import Iterator, Sequence

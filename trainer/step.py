@@ -165,7 +165,7 @@ class TrainStep:
         return nullcontext() if self._distributed is None or last else self._distributed.no_sync()
 
     def _selection_bias_ME(self) -> Tensor | None:
-        """The biases this step's tokens were routed with, or None without loss-free balancing."""
+        """The biases this step's tokens were routed with; None where no balancing method has any."""
         biases = [layer.selection_bias_E for layer in self._model.moe_layers()]
         present = [bias_E for bias_E in biases if bias_E is not None]
         return torch.stack(present) if present else None

@@ -49,6 +49,7 @@ class Training:
         folder: the run's folder, existing.
         world: this worker among the others.
         cache_folder: where tokenised corpora are kept.
+        start_root: what `config.start.path` is relative and confined to; None takes any path.
         resume_from: checkpoint to continue from, or None.
         on_progress: called on rank 0 with each progress written.
 
@@ -72,6 +73,7 @@ class Training:
         folder: Path,
         world: World,
         cache_folder: Path,
+        start_root: Path | None,
         resume_from: Path | None,
         on_progress: OnProgress,
     ) -> None:
@@ -81,7 +83,7 @@ class Training:
         self._data = open_data(config, cache_folder=cache_folder)
         self._model = build_model(config.model, seed=config.seed, device=world.device)
         # A resumed run has its weights in the checkpoint, and what they began as in its state.
-        self._start = apply_start(config, self._model) if resume_from is None else None
+        self._start = apply_start(config, self._model, root=start_root) if resume_from is None else None
         freeze(self._model, config.trained)
         self._optimizer = build_optimizer(config.optimizer, self._model)
         self._update = Update(config.loop, model=self._model, optimizer=self._optimizer, device=world.device)
@@ -108,7 +110,7 @@ class Training:
         if resume_from is not None:
             self._resume(resume_from)
         elif isinstance(config.start, ForkStartConfig):
-            self._fork(cache_folder)
+            self._fork(cache_folder, start_root)
         if world.is_main:
             write_environment(
                 folder,
@@ -317,8 +319,8 @@ class Training:
         )
         self._start = None if state["start"] is None else StartReport.model_validate(state["start"])
 
-    def _fork(self, cache_folder: Path) -> None:
-        source = open_fork(self._config)
+    def _fork(self, cache_folder: Path, start_root: Path | None) -> None:
+        source = open_fork(self._config, root=start_root)
         parent, config = source.config, self._config
         data = self._data if parent.data == config.data else open_data(parent, cache_folder=cache_folder)
         state = load_fork(

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from trainer.config.run import RunReport, RunRequest
 from trainer.environment import write_config
 from trainer.errors import DataInvalid, EvenloadError, OutOfMemory, TrainingDiverged
+from trainer.host_memory import keep_freed_memory
 from trainer.loop import train
 from trainer.reporter import stop_requested
 from trainer.telemetry.progress import Progress, read_progress
@@ -52,6 +53,8 @@ def run(
     """
     folder = Path(request.folder)
     teller = _Teller(report, folder, on_progress)
+    if not request.use_gpu:
+        keep_freed_memory()
     with _threads(request):
         try:
             world = world or _world(request)
@@ -64,6 +67,7 @@ def run(
                 reporter=teller,
                 world=world,
                 cache_folder=Path(request.cache_folder),
+                start_root=None if request.start_root is None else Path(request.start_root),
                 resume_from=None if request.resume_from is None else Path(request.resume_from),
                 rung_tokens=request.rung_tokens,
                 stop_at_tokens=request.stop_at_tokens,

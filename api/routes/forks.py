@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from api.answers import checkpoint_rows, experiment_detail, fork_read
-from api.dependencies import DatabaseOf, SettingsOf
+from api.dependencies import DatabaseOf
 from api.problems import KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
 from api.routes.experiments import IdempotencyKey, fingerprint
 from api.schemas.experiments import ExperimentDetail
@@ -43,7 +43,6 @@ def fork_run(
     run_id: str,
     request: ForkRequest,
     database: DatabaseOf,
-    settings: SettingsOf,
     response: Response,
     key: IdempotencyKey = None,
 ) -> ExperimentDetail:
@@ -59,7 +58,6 @@ def fork_run(
             step=request.step,
             changes=request.set,
             name=request.name,
-            root=settings.home,
             capacity=capacity_of(work.services.get("ray")),
         )
     mark = fingerprint({"run": run_id, **request.model_dump(mode="json")})

@@ -257,6 +257,7 @@ class Conductor:
             rung_tokens=rungs,
             stop_at_tokens=stop_at,
             cache_folder=str(layout.token_cache_folder(self._root)),
+            start_root=str(self._root),
             num_workers=self.spec.resources.num_workers,
             use_gpu=self._places.use_gpu,
             num_threads=self._places.num_threads,

@@ -25,6 +25,7 @@ from orchestrator.spec import (
     domain_kind,
 )
 from trainer.config import TrainConfig
+from trainer.config.precision import QuantizedExpertsSection
 from trainer.config.section import Section
 from trainer.model.matched import MatchedTwin, matched_twin
 
@@ -98,12 +99,18 @@ def baseline_configs(spec: ExperimentSpec) -> tuple[tuple[str, TrainConfig], ...
 
 
 def baseline_config(spec: ExperimentSpec, baseline: Baseline) -> TrainConfig:
-    """The base with some values set, or its matched twin; raises InfeasiblePoint if that is not valid."""
+    """The base with some values set, or its matched twin; raises InfeasiblePoint if that is not valid.
+
+    A dense twin of a base whose experts are quantised trains in the precision of the base's other parts.
+    """
     config = _with_values(spec, baseline)
     twin = baseline_twin(spec, baseline)
     if twin is None:
         return config
-    return _validated(spec, config.model_dump(mode="json") | {"model": twin.model.model_dump(mode="json")})
+    document = config.model_dump(mode="json") | {"model": twin.model.model_dump(mode="json")}
+    if twin.model.moe is None and isinstance(config.precision, QuantizedExpertsSection):
+        document["precision"] = {"kind": config.precision.rest}  # without experts there is nothing else to cast
+    return _validated(spec, document)
 
 
 def baseline_twin(spec: ExperimentSpec, baseline: Baseline) -> MatchedTwin | None:

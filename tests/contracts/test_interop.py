@@ -30,10 +30,13 @@ from trainer.model.transformer import Transformer
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
 
 RELATIVE_TOLERANCE = 1e-5
+STEERED = ({"kind": "loss_free_bias", "update_rate": 0.01},)
 TOKENS = random_tokens(3, 12, seed=1)
 
 
-def latent_model(*, router: dict[str, Any], norm_eps: float = 1e-6, **attention: Any) -> ModelConfig:
+def latent_model(
+    *, router: dict[str, Any], norm_eps: float = 1e-6, balancing: Any = STEERED, **attention: Any
+) -> ModelConfig:
     """Returns a dense layer and two with 8 routed and 2 shared experts, under latent attention."""
     dense = model_config(num_layers=3, norm_eps=norm_eps, tie_embeddings=False).model_dump()
     sizes = {"num_heads": 3, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
@@ -42,21 +45,21 @@ def latent_model(*, router: dict[str, Any], norm_eps: float = 1e-6, **attention:
         num_shared_experts=2,
         num_dense_layers=1,
         router={"score": "sigmoid", "scale": 2.5} | router,
-        balancing=[{"kind": "loss_free_bias", "update_rate": 0.01}],
+        balancing=balancing,
     )
     return ModelConfig.model_validate(dense | {"attention": {"kind": "mla"} | sizes | attention, "moe": moe})
 
 
 def grouped_model(attention: dict[str, Any], *, router: dict[str, Any], **moe: Any) -> ModelConfig:
     """Returns a dense layer and two of 8 experts chosen by sigmoid scores, under grouped queries."""
-    balancing = [{"kind": "loss_free_bias", "update_rate": 0.01}]
-    experts = {"num_experts": 8, "num_dense_layers": 1, "balancing": balancing, "router": {"score": "sigmoid"} | router}
+    experts = {"num_experts": 8, "num_dense_layers": 1, "balancing": STEERED, "router": {"score": "sigmoid"} | router}
     return model_config(num_layers=3, attention=attention, moe=moe_fields(**(experts | moe)))
 
 
 GROUPS = {"kind": "group_limited", "num_groups": 4, "groups_per_token": 2, "group_score": "best_two"}
 SINKS = {"sinks": True, "bias": "all"}
 GPT_OSS_EXPERTS = moe_fields(expert_bias=True, activation="clamped_swiglu", router={"bias": True})
+SOFTMAX = {"score": "softmax", "normalize": False}
 OLMOE_NORM = {"qk_norm": True, "qk_norm_over": "all_heads"}
 
 CASES = {
@@ -90,6 +93,10 @@ CASES = {
     "gpt_oss/no-window": model_config(attention=SINKS, moe=GPT_OSS_EXPERTS),
     "glm4_moe": grouped_model({"qk_norm": True}, router=GROUPS, num_shared_experts=1),
     "glm4_moe/bias-none-shared": grouped_model({"bias": "qkv"}, num_dense_layers=0, router={"normalize": False}),
+    "deepseek_v2": latent_model(router=SOFTMAX, num_heads=4, balancing=()),
+    "deepseek_v2/groups": latent_model(
+        router=GROUPS | SOFTMAX | {"group_score": "best"}, num_heads=4, q_lora_rank=12, balancing=()
+    ),
     "deepseek_v3": latent_model(router=GROUPS, q_lora_rank=12),
     "deepseek_v3/no-q-lora-no-groups": latent_model(router={"normalize": False}),
     "deepseek_v3/other-epsilon": latent_model(router=GROUPS, norm_eps=1e-3, q_lora_rank=12),
@@ -146,6 +153,22 @@ THEIR_CONFIGS = {
         "topk_group": 2,
         "num_experts_per_tok": 3,
         "moe_intermediate_size": 16,
+    },
+    "deepseek_v2": {
+        "num_hidden_layers": 3,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 10,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
     },
     "deepseek_v3": {
         "num_hidden_layers": 3,

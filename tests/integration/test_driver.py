@@ -60,6 +60,26 @@ def test_killed_process_of_a_trial_resumes_bit_exactly(installation: Installatio
     assert weights(installation, killed) == weights(installation, undisturbed)
 
 
+def test_trial_starts_from_a_run_of_another_experiment(installation: Installation) -> None:
+    short = {"num_trials": 1, "num_steps": 8, "scheduler": {"kind": "none"}}
+    pretraining = installation.submit(sweep_document(**short))
+    installation.drive(pretraining)
+    with installation.database.read() as work:
+        (trial,) = work.trials.history(pretraining)
+        (run,) = work.runs.of_trial(trial.id)
+    assert trial.summary is not None
+
+    start = {"kind": "checkpoint", "path": run.folder}
+    tuning = installation.submit(sweep_document(**short, base={"start": start, "trained": "non_moe"}))
+    installation.drive(tuning)
+    with installation.database.read() as work:
+        (tuned,) = work.trials.history(tuning)
+    assert tuned.state is TrialState.COMPLETED, tuned.cause
+    assert tuned.summary is not None
+    assert tuned.summary["start"]["path"] == run.folder
+    assert tuned.summary["initial_bits_per_byte"] == trial.summary["bits_per_byte"]
+
+
 def weights(installation: Installation, experiment_id: str) -> bytes:
     """The bytes of the model in the trial's last checkpoint."""
     with installation.database.read() as work:

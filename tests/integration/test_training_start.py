@@ -172,6 +172,18 @@ def test_missing_path_is_a_failure_and_not_a_lost_run(tmp_path: Path):
     assert "nowhere is no folder on this machine" in refusal(run_training(config(start=start), tmp_path / "run"))
 
 
+def test_run_of_a_service_starts_from_its_home_alone(tmp_path: Path, pretrained: Finished):
+    home = pretrained.folder.parent
+    inside = config(num_steps=1, start={"kind": "checkpoint", "path": pretrained.folder.name})
+    finished = run_training(inside, tmp_path / "inside", start_root=str(home))
+    assert_starts_as(finished, pretrained)
+    assert recorded(finished)["path"] == pretrained.folder.name
+    absolute = config(start={"kind": "checkpoint", "path": str(pretrained.folder)})
+    message = refusal(run_training(absolute, tmp_path / "absolute", start_root=str(home)))
+    assert "is absolute" in message
+    assert str(home) in message
+
+
 def test_folder_without_weights_is_refused(tmp_path: Path):
     for kind, message in (("checkpoint", "nothing to start from"), ("hugging_face", "config.json is missing")):
         (tmp_path / "empty").mkdir(exist_ok=True)

@@ -33,8 +33,10 @@ class LoadBalancingLoss(Balancer):
     With the scope `micro_batch` the shares are those of the micro-batch on its own rank, so a larger
     `micro_batch_size` balances over more tokens, which leaves more room for specialisation. With `global_batch` they
     are those of the whole step. The loss is linear in P_e, so the mean of such losses over equal micro-batches and
-    ranks is the loss of the step as one batch (Qiu et al. 2025, arXiv:2501.11873, eq. 4; their shares add up as the
-    micro-batches come, ours are complete before the first).
+    ranks is the loss of the step as one batch.
+
+    Source: Qiu et al. 2025, arXiv:2501.11873. Under gradient accumulation their shares are those of the micro-batches
+    so far; ours are complete before the first backward pass.
     """
 
     def __init__(self, config: LoadBalancingLossConfig) -> None:

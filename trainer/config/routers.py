@@ -58,6 +58,9 @@ class LearnedRouterSection(RouterSection):
     input_jitter: float = Field(default=0.0, ge=0, lt=1)
     """In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is."""
+    logit_noise: float = Field(default=0.0, ge=0, le=100)
+    """In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+    al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them."""
 
 
 class TopKRouterConfig(LearnedRouterSection):

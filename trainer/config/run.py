@@ -23,6 +23,8 @@ class RunRequest(Section):
     """End this run, with a checkpoint, once it has seen so many tokens (a segment of a synchronous experiment)."""
     cache_folder: str
     """Absolute path of the token cache."""
+    start_root: str | None = None
+    """Absolute path that `config.start.path` is relative to and confined to; null takes any path of this machine."""
     num_workers: int = Field(default=1, ge=1)
     use_gpu: bool = False
     num_threads: int = Field(default=1, ge=1)

@@ -3,19 +3,10 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field, field_validator
 
 from trainer.config.model import ModelConfig
 from trainer.config.section import Section
-
-
-def _absolute(path: str) -> str:
-    if not PurePosixPath(path).is_absolute():
-        raise ValueError(f"{path!r} is relative, and workers run elsewhere; give the absolute path")
-    return path
-
-
-AbsolutePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_absolute)]
 
 
 class ScratchStartConfig(Section):
@@ -24,7 +15,28 @@ class ScratchStartConfig(Section):
     kind: Literal["scratch"] = "scratch"
 
 
-class SourceSection(Section):
+class PathSection(Section):
+    """A start from something on disk."""
+
+    path: str = Field(min_length=1, max_length=4096)
+    """Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+    of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+    relative to the working directory."""
+
+    @field_validator("path")
+    @classmethod
+    def _goes_down(cls, path: str) -> str:
+        if ".." in PurePosixPath(path).parts:
+            raise ValueError(f"{path!r} goes up by '..'; give the path without it")
+        return path
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether `path` says where it is by itself."""
+        return PurePosixPath(self.path).is_absolute()
+
+
+class SourceSection(PathSection):
     """Weights on disk, read before the first step and never again: a resumed run has them in its checkpoint.
 
     The model must be that of the weights in everything that decides what is computed, and `data.tokenizer` the one of
@@ -32,8 +44,6 @@ class SourceSection(Section):
     case. Selection biases that the weights lack start at 0.
     """
 
-    path: AbsolutePath
-    """Absolute, and visible to every worker."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it."""
@@ -56,7 +66,7 @@ class HuggingFaceStartConfig(SourceSection):
 
 
 class CopyMethodConfig(Section):
-    """Every expert is the whole MLP (Komatsuzaki et al. 2022, arXiv:2212.05055, section 2.2)."""
+    """Every expert is the whole MLP (Komatsuzaki et al. 2022, arXiv:2212.05055)."""
 
     kind: Literal["copy"] = "copy"
 
@@ -86,7 +96,7 @@ class DropMethodConfig(Section):
 
 
 class GranularMethodConfig(Section):
-    """Experts are shards of the MLP (He et al. 2024, arXiv:2410.07524, section 3.3)."""
+    """Experts are shards of the MLP (He et al. 2024, arXiv:2410.07524)."""
 
     kind: Literal["granular"] = "granular"
 
@@ -113,7 +123,7 @@ class UpcycleStartConfig(SourceSection):
     method: UpcycleMethodConfig = CopyMethodConfig()
 
 
-class ForkStartConfig(Section):
+class ForkStartConfig(PathSection):
     """A checkpoint of another run, with all it holds: the run goes on from its step under values of its own.
 
     Weights, optimizer states, the place in the data, random states and telemetry are those of the checkpoint; what may
@@ -121,8 +131,6 @@ class ForkStartConfig(Section):
     """
 
     kind: Literal["fork"] = "fork"
-    path: AbsolutePath
-    """Folder of the checkpoint; absolute, and visible to every worker."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the checkpoint's manifest.json."""
     step: int = Field(ge=0)

@@ -20,6 +20,7 @@ ARCHITECTURES: "Registry[Architecture[Any]]" = Registry(
         "qwen3_moe": "trainer.interop.qwen3_moe:Qwen3Moe",
         "gpt_oss": "trainer.interop.gpt_oss:GptOss",
         "glm4_moe": "trainer.interop.glm4_moe:Glm4Moe",
+        "deepseek_v2": "trainer.interop.deepseek_v2:DeepseekV2",
         "deepseek_v3": "trainer.interop.deepseek_v3:DeepseekV3",
     },
 )

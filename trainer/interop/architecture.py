@@ -21,7 +21,14 @@ from trainer.interop.layout import Rule
 from trainer.interop.pattern import expert_pattern
 from trainer.interop.weights import per_expert
 
-TRAINING_ONLY = ("init", "init_std", "moe.balancing", "moe.capacity", "moe.router.input_jitter")
+TRAINING_ONLY = (
+    "init",
+    "init_std",
+    "moe.balancing",
+    "moe.capacity",
+    "moe.router.input_jitter",
+    "moe.router.logit_noise",
+)
 """Fields of a model that say how it is trained, not what it computes."""
 
 CONSEQUENCES = ("model.hidden_dim", "model.activation", "model.attention.qk_norm_over")

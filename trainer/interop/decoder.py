@@ -107,6 +107,15 @@ def mlp_rules(ours: str, theirs: str) -> Iterator[Rule]:
         yield Rule(f"{ours}.{name}.weight", (f"{theirs}.{name}_proj.weight",))
 
 
+def shared_rules(ours: str, theirs: str, *, num_shared: int, dim: int) -> Iterator[Rule]:
+    """Yields DeepSeek's shared experts. Without any, their models still have the matrices, of width 0."""
+    if num_shared:
+        yield from mlp_rules(ours, theirs)
+        return
+    for name, shape in {"gate": (0, dim), "up": (0, dim), "down": (dim, 0)}.items():
+        yield Rule(f"{ours}.{name}.weight", (f"{theirs}.{name}_proj.weight",), absent=shape)
+
+
 def expert_rules(layer: int, *, num_experts: int, names: ExpertNames = QWEN_NAMES) -> Iterator[Rule]:
     """Yields the router and the routed experts of a layer."""
     ours, theirs = f"blocks.{layer}.feed_forward", f"model.layers.{layer}.{names.layer}"

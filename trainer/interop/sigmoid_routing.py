@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field
 
 from trainer.config.model import ModelConfig
 from trainer.config.routers import GroupLimitedRouterConfig
-from trainer.interop.decoder import expert_rules, experts_and_router, mlp_rules
+from trainer.interop.decoder import expert_rules, experts_and_router, mlp_rules, shared_rules
 from trainer.interop.fields import NUM_EXPERTS, HuggingFaceFields
 from trainer.interop.layout import Rule
 
@@ -97,14 +97,6 @@ def sigmoid_routing_rules(layer: int, fields: SigmoidRoutingFields) -> Iterator[
     yield from expert_rules(layer, num_experts=fields.n_routed_experts)
     bias = f"{theirs}.gate.e_score_correction_bias"
     yield Rule(f"{ours}.selection_bias_E", (bias,), absent=(fields.n_routed_experts,))
-    yield from _shared_rules(f"{ours}.shared", f"{theirs}.shared_experts", fields)
-
-
-def _shared_rules(ours: str, theirs: str, fields: SigmoidRoutingFields) -> Iterator[Rule]:
-    """Yields the shared experts. Without any, their models still have the matrices, of width 0."""
-    if fields.n_shared_experts:
-        yield from mlp_rules(ours, theirs)
-        return
-    shapes = {"gate": (0, fields.hidden_size), "up": (0, fields.hidden_size), "down": (fields.hidden_size, 0)}
-    for name, shape in shapes.items():
-        yield Rule(f"{ours}.{name}.weight", (f"{theirs}.{name}_proj.weight",), absent=shape)
+    yield from shared_rules(
+        f"{ours}.shared", f"{theirs}.shared_experts", num_shared=fields.n_shared_experts, dim=fields.hidden_size
+    )

@@ -59,7 +59,8 @@ def load_fractions(counts_E: NDArray[np.int64]) -> Floats:
 def entropy(fractions_E: Floats) -> Floats:
     """Return -sum_e f_e ln f_e in nats over the last axis, with 0 ln 0 = 0."""
     positive = fractions_E > 0
-    return -np.where(positive, fractions_E * np.log(np.where(positive, fractions_E, 1.0)), 0.0).sum(axis=-1)
+    terms_E = np.where(positive, fractions_E * np.log(np.where(positive, fractions_E, 1.0)), 0.0)
+    return 0.0 - terms_E.sum(axis=-1)  # a mere minus would make -0.0 of total collapse
 
 
 def load_entropy(counts_E: NDArray[np.int64]) -> Floats:

@@ -60,6 +60,8 @@ def attention_parameters(config: AttentionConfig, *, dim: int) -> AttentionParam
 def mixing_flops(config: AttentionConfig, *, seq_len: int) -> float:
     """Returns the forward FLOPs per token besides the projections, a multiply-add counting as two.
 
+    Those of a sequence that is one document: with documents kept apart positions see fewer, how many is the data's.
+
     - gqa: 4*H*h per visible position, for the score and the weighted value; a position sees (L+1)/2 positions on
       average, W - W*(W-1)/(2L) within a window W <= L.
     - mla: 2*H*(n + r + v) per visible position.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.config.optimizers import GroupOverrides, ShampooConfig
 from trainer.optimizers.adamw import adamw_options, adamw_update, betas
 from trainer.optimizers.base import OptimizerBuilder
-from trainer.optimizers.gram import GRAMS, gram_of, new_grams, whole_or_identity
+from trainer.optimizers.gram import GRAMS, eigh_of_gram, gram_of, new_grams
 from trainer.optimizers.grouped import GroupedOptimizer, decay, gradients
 from trainer.optimizers.groups import RoleGroup, rate_options, role_groups
 from trainer.optimizers.muon import split_matrices
@@ -92,7 +92,7 @@ def inverse_root(gram: Tensor, *, degree: int, relative_eps: float) -> Tensor:
 
     The scale of A drops out of an update whose length is set elsewhere, so A comes without its bias correction.
     """
-    values, vectors = torch.linalg.eigh(whole_or_identity(gram))
+    values, vectors = eigh_of_gram(gram)
     values = values.clamp(min=0.0)
     raised = (values + relative_eps * values[..., -1:]).clamp(min=_SMALLEST)
     return (vectors * raised.pow(-1.0 / degree)[..., None, :]) @ vectors.mT

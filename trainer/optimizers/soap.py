@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.config.optimizers import GroupOverrides, SOAPConfig
 from trainer.optimizers.adamw import adamw_options, adamw_update, betas
 from trainer.optimizers.base import OptimizerBuilder
-from trainer.optimizers.gram import GRAMS, gram_of, new_grams, whole_or_identity
+from trainer.optimizers.gram import GRAMS, eigh_of_gram, gram_of, new_grams
 from trainer.optimizers.grouped import GroupedOptimizer, decay, gradients
 from trainer.optimizers.groups import RoleGroup, rate_options, role_groups
 from trainer.optimizers.muon import split_matrices
@@ -90,7 +90,7 @@ def _start(gradient: Tensor, *, beta2: float, max_dim: int) -> dict[str, Tensor]
     for side, gram in grams.items():
         state[side] = gram.lerp_(gram_of(gradient, side), 1.0 - beta2)
         # Largest eigenvalue first, as the refreshes order them.
-        state[_BASIS[side]] = torch.linalg.eigh(whole_or_identity(gram)).eigenvectors.flip(-1).contiguous()
+        state[_BASIS[side]] = eigh_of_gram(gram)[1].flip(-1).contiguous()
     return state
 
 

@@ -57,16 +57,20 @@ class LinearRouter(Router):
         self.bias = nn.Parameter(torch.empty(num_experts)) if config.bias else None
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """Returns float32 logits_TE, in training of tokens with `input_jitter`.
+        """Returns float32 logits_TE, in training of tokens with `input_jitter` and with `logit_noise`.
 
-        Source: float32 and jitter: Fedus et al. 2021, arXiv:2101.03961, section 2.4 and appendix C.
+        Source: float32 and jitter: Fedus et al. 2021, arXiv:2101.03961, section 2.4 and appendix C; noise: Riquelme et
+        al. 2021, arXiv:2106.05974, section 2.
         """
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.to(self.weight.dtype)
             if self.training and self.scoring.input_jitter:
                 jitter = self.scoring.input_jitter
                 x_TD = x_TD * torch.empty_like(x_TD).uniform_(1.0 - jitter, 1.0 + jitter)
-            return F.linear(x_TD, self.weight, self.bias)
+            logits_TE = F.linear(x_TD, self.weight, self.bias)
+            if self.training and self.scoring.logit_noise:
+                logits_TE = logits_TE + torch.randn_like(logits_TE) * (self.scoring.logit_noise / logits_TE.shape[1])
+            return logits_TE
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         """Returns the scores of the logits, without a gradient."""

@@ -1,5 +1,7 @@
 """A run that goes on from a checkpoint of another one, under values of its own."""
 
+from pathlib import Path
+
 from safetensors.torch import load_file
 
 from trainer.checkpoint_tensors import MODEL
@@ -18,8 +20,8 @@ class Fork(Start):
     def __init__(self, config: ForkStartConfig) -> None:
         self.config = config
 
-    def apply(self, config: TrainConfig, model: Transformer) -> StartReport:
-        source = open_fork(config)
+    def apply(self, config: TrainConfig, model: Transformer, *, root: Path | None) -> StartReport:
+        source = open_fork(config, root=root)
         put_tensors(model, load_file(source.path / MODEL), origin=f"start.path={self.config.path}")
         return StartReport(
             kind=self.config.kind,

@@ -1,5 +1,7 @@
 """The weights of a model as it is: fine-tuning and continued training."""
 
+from pathlib import Path
+
 from trainer.config import TrainConfig
 from trainer.config.run import StartReport
 from trainer.config.start import CheckpointStartConfig, HuggingFaceStartConfig
@@ -16,8 +18,8 @@ class SameModel(Start):
     def __init__(self, config: CheckpointStartConfig | HuggingFaceStartConfig) -> None:
         self.config = config
 
-    def apply(self, config: TrainConfig, model: Transformer) -> StartReport:
-        source = read_source(self.config, self.config.kind, start_kind=self.config.kind)
+    def apply(self, config: TrainConfig, model: Transformer, *, root: Path | None) -> StartReport:
+        source = read_source(self.config, self.config.kind, root=root)
         check_model(self.config, model_fields(source.model), model_fields(config))
         check_tokenizer(self.config, source, config.data.tokenizer)
         put_tensors(model, source.tensors, origin=f"start.path={self.config.path}")

@@ -1,5 +1,7 @@
 """New weights."""
 
+from pathlib import Path
+
 from trainer.config import TrainConfig
 from trainer.config.run import StartReport
 from trainer.config.start import ScratchStartConfig
@@ -13,6 +15,6 @@ class Scratch(Start):
     def __init__(self, config: ScratchStartConfig) -> None:
         del config
 
-    def apply(self, config: TrainConfig, model: Transformer) -> StartReport | None:
-        del config, model
+    def apply(self, config: TrainConfig, model: Transformer, *, root: Path | None) -> StartReport | None:
+        del config, model, root
         return None

@@ -11,14 +11,16 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.config.model import ModelConfig
 from trainer.config.run import StartReport
-from trainer.config.start import SourceSection
+from trainer.config.start import CheckpointStartConfig, HuggingFaceStartConfig, SourceSection, UpcycleStartConfig
 from trainer.interop.architecture import computed_by
 from trainer.interop.errors import StartInvalid
 from trainer.interop.importing import our_state, our_tokenizer, read_config
 from trainer.interop.start import open_start
 from trainer.interop.weights import read_weights, weight_files
+from trainer.start.place import start_folder
 
 SourceKind = Literal["checkpoint", "hugging_face"]
+StartSource = CheckpointStartConfig | HuggingFaceStartConfig | UpcycleStartConfig
 
 
 class Source(NamedTuple):
@@ -36,19 +38,19 @@ class Source(NamedTuple):
     report: StartReport
 
 
-def read_source(config: SourceSection, kind: SourceKind, *, start_kind: str) -> Source:
+def read_source(config: StartSource, kind: SourceKind, *, root: Path | None) -> Source:
     """Return the weights at `config.path`, after checking that they are those of `config.sha256` if it is given.
+
+    Args:
+        config: of the start.
+        kind: what is at the path.
+        root: what the path is relative and confined to; None takes any.
 
     Raises:
         StartInvalid, CheckpointInvalid: there is nothing to start from, or it is damaged or other than `sha256` says.
         NotImportable: a Hugging Face folder that cannot be read as one of our models.
     """
-    path = Path(config.path)
-    if not path.is_dir():
-        raise StartInvalid(
-            f"start.path={config.path} is no folder on this machine; every worker must see the weights at this path"
-        )
-    return _READERS[kind](config, path, start_kind)
+    return _READERS[kind](config, start_folder(config, root=root))
 
 
 def check_model(config: SourceSection, source: Mapping[str, object], wanted: Mapping[str, object]) -> None:
@@ -89,23 +91,23 @@ def model_fields(config: TrainConfig | ModelConfig) -> dict[str, object]:
     return dict(computed_by(config.model if isinstance(config, TrainConfig) else config))
 
 
-def _checkpoint(config: SourceSection, path: Path, start_kind: str) -> Source:
+def _checkpoint(config: StartSource, path: Path) -> Source:
     start, weights = open_start(path)
     sha256 = _checked_sha256(config, [weights])
-    report = StartReport(kind=start_kind, path=config.path, sha256=sha256, origin=start.origin)
+    report = StartReport(kind=config.kind, path=config.path, sha256=sha256, origin=start.origin)
     return Source(start.model, start.tokenizer, load_file(weights), report)
 
 
-def _hugging_face(config: SourceSection, path: Path, start_kind: str) -> Source:
+def _hugging_face(config: StartSource, path: Path) -> Source:
     architecture, fields, model = read_config(path)
     sha256 = _checked_sha256(config, weight_files(path))
     tensors, _ = our_state(architecture, fields, model, read_weights(path))
     origin = f"Hugging Face folder {path.resolve().name} ({architecture.model_type})"
-    report = StartReport(kind=start_kind, path=config.path, sha256=sha256, origin=origin)
+    report = StartReport(kind=config.kind, path=config.path, sha256=sha256, origin=origin)
     return Source(model, our_tokenizer(path), tensors, report)
 
 
-_READERS: dict[SourceKind, Callable[[SourceSection, Path, str], Source]] = {
+_READERS: dict[SourceKind, Callable[[StartSource, Path], Source]] = {
     "checkpoint": _checkpoint,
     "hugging_face": _hugging_face,
 }

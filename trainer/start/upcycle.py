@@ -5,6 +5,7 @@ Letters: D model dim, F hidden dim of an expert, E routed experts, R experts tha
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class Upcycle(Start):
     def __init__(self, config: UpcycleStartConfig) -> None:
         self.config = config
 
-    def apply(self, config: TrainConfig, model: Transformer) -> StartReport:
-        source = read_source(self.config, self.config.source, start_kind=self.config.kind)
+    def apply(self, config: TrainConfig, model: Transformer, *, root: Path | None) -> StartReport:
+        source = read_source(self.config, self.config.source, root=root)
         moe = _moe(config.model)
         if source.model.moe is not None:
             raise StartInvalid(

@@ -541,6 +541,80 @@ export interface components {
             reduction_factor: number;
         };
         /**
+         * AdaGCConfig
+         * @description AdaGC: each tensor's gradient, of a stack each expert's, clipped to a running mean of its own clipped norms.
+         *
+         *     Source: Wang et al. 2025, arXiv:2502.11034; the defaults are those of `pytorch_optimizer.AdaGC`.
+         */
+        AdaGCConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adagc";
+            /**
+             * Decay
+             * @description Share of the old mean of a tensor's norm in the new one.
+             * @default 0.98
+             */
+            decay: number;
+            /**
+             * Max Ratio
+             * @description Largest norm of a tensor's gradient, relative to the mean of those before.
+             * @default 1.05
+             */
+            max_ratio: number;
+            /**
+             * Warmup Steps
+             * @description First steps, in which the whole gradient is clipped to `max_norm` and a tensor's mean is its least norm.
+             * @default 100
+             */
+            warmup_steps: number;
+            /**
+             * Max Norm
+             * @description Norm of the whole gradient in the warm-up.
+             * @default 1
+             */
+            max_norm: number;
+        };
+        /**
+         * AdaGCConfig
+         * @description AdaGC: each tensor's gradient, of a stack each expert's, clipped to a running mean of its own clipped norms.
+         *
+         *     Source: Wang et al. 2025, arXiv:2502.11034; the defaults are those of `pytorch_optimizer.AdaGC`.
+         */
+        AdaGCConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "adagc";
+            /**
+             * Decay
+             * @description Share of the old mean of a tensor's norm in the new one.
+             * @default 0.98
+             */
+            decay: number;
+            /**
+             * Max Ratio
+             * @description Largest norm of a tensor's gradient, relative to the mean of those before.
+             * @default 1.05
+             */
+            max_ratio: number;
+            /**
+             * Warmup Steps
+             * @description First steps, in which the whole gradient is clipped to `max_norm` and a tensor's mean is its least norm.
+             * @default 100
+             */
+            warmup_steps: number;
+            /**
+             * Max Norm
+             * @description Norm of the whole gradient in the warm-up.
+             * @default 1
+             */
+            max_norm: number;
+        };
+        /**
          * AdafactorConfig
          * @description Adafactor: second moments as a row and a column per matrix, updates relative to the size of the weights.
          *
@@ -989,6 +1063,9 @@ export interface components {
         /**
          * Baseline
          * @description A fixed configuration to compare with: the base with some values set. Never pruned, never told to the sampler.
+         *
+         *     With `match` it is a twin of the base's mixture of experts, whose width is derived: a dense model, or, with
+         *     `granularity` or `num_experts`, another mixture.
          */
         Baseline: {
             /** Name */
@@ -1000,6 +1077,25 @@ export interface components {
             set: {
                 [key: string]: unknown;
             };
+            /**
+             * Match
+             * @description What the twin has as much of as the base, as nearly as widths in multiples of 8 allow: active parameters, all
+             *     parameters, or training FLOPs per token. What `set` changes is the twin's and counts.
+             * @default null
+             */
+            match: ("active_params" | "total_params" | "flops") | null;
+            /**
+             * Granularity
+             * @description Experts of the twin so many times as fine: as many times more of them, of shared ones, and per token.
+             * @default null
+             */
+            granularity: number | null;
+            /**
+             * Num Experts
+             * @description Experts of the twin; a token takes as many as in the base.
+             * @default null
+             */
+            num_experts: number | null;
         };
         /**
          * BaselineDifference
@@ -1021,6 +1117,9 @@ export interface components {
         /**
          * Baseline
          * @description A fixed configuration to compare with: the base with some values set. Never pruned, never told to the sampler.
+         *
+         *     With `match` it is a twin of the base's mixture of experts, whose width is derived: a dense model, or, with
+         *     `granularity` or `num_experts`, another mixture.
          */
         BaselineInput: {
             /** Name */
@@ -1032,6 +1131,58 @@ export interface components {
             set?: {
                 [key: string]: unknown;
             };
+            /**
+             * Match
+             * @description What the twin has as much of as the base, as nearly as widths in multiples of 8 allow: active parameters, all
+             *     parameters, or training FLOPs per token. What `set` changes is the twin's and counts.
+             * @default null
+             */
+            match: ("active_params" | "total_params" | "flops") | null;
+            /**
+             * Granularity
+             * @description Experts of the twin so many times as fine: as many times more of them, of shared ones, and per token.
+             * @default null
+             */
+            granularity: number | null;
+            /**
+             * Num Experts
+             * @description Experts of the twin; a token takes as many as in the base.
+             * @default null
+             */
+            num_experts: number | null;
+        };
+        /**
+         * BaselineMatch
+         * @description A baseline that `match` derived, beside the base.
+         */
+        BaselineMatch: {
+            /** Baseline */
+            baseline: string;
+            /**
+             * Match
+             * @enum {string}
+             */
+            match: "active_params" | "total_params" | "flops";
+            /**
+             * Hidden Dim
+             * @description The width that was derived, of the dense MLPs or of one expert.
+             */
+            hidden_dim: number;
+            /**
+             * Base Value
+             * @description What the base has of the matched quantity.
+             */
+            base_value: number;
+            /**
+             * Value
+             * @description What the baseline has.
+             */
+            value: number;
+            /**
+             * Residual
+             * @description How much more the baseline has, as a share of what the base has; negative if it has less.
+             */
+            residual: number;
         };
         /**
          * BestTrial
@@ -1050,6 +1201,84 @@ export interface components {
             params: {
                 [key: string]: boolean | number | string | null;
             };
+        };
+        /**
+         * ByPatternConfig
+         * @description Several optimizers at once: each parameter follows the rule of the first pattern that its name matches.
+         *
+         *     Rates and decay as in `by_role`. A pattern that decides about no parameter that is trained is refused.
+         */
+        ByPatternConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "by_pattern";
+            /** Lr */
+            lr: number;
+            /**
+             * Weight Decay
+             * @description Of rules that have none of their own; routers under such a rule are not decayed.
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * Groups
+             * @default []
+             */
+            groups: components["schemas"]["PatternGroup"][];
+            /**
+             * Default
+             * @description Of the parameters that match no pattern.
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            default: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"] | components["schemas"]["SOAPRule"] | components["schemas"]["ShampooRule"];
+        };
+        /**
+         * ByPatternConfig
+         * @description Several optimizers at once: each parameter follows the rule of the first pattern that its name matches.
+         *
+         *     Rates and decay as in `by_role`. A pattern that decides about no parameter that is trained is refused.
+         */
+        ByPatternConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "by_pattern";
+            /** Lr */
+            lr: number;
+            /**
+             * Weight Decay
+             * @description Of rules that have none of their own; routers under such a rule are not decayed.
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * Groups
+             * @default []
+             */
+            groups: components["schemas"]["PatternGroupInput"][];
+            /**
+             * Default
+             * @description Of the parameters that match no pattern.
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            default: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
         };
         /**
          * ByRoleConfig
@@ -1082,7 +1311,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            dense: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            dense: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"] | components["schemas"]["SOAPRule"] | components["schemas"]["ShampooRule"];
             /**
              * Router
              * @default {
@@ -1094,7 +1323,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            router: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            router: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"] | components["schemas"]["SOAPRule"] | components["schemas"]["ShampooRule"];
             /**
              * Expert
              * @default {
@@ -1106,7 +1335,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            expert: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            expert: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"] | components["schemas"]["SOAPRule"] | components["schemas"]["ShampooRule"];
             /**
              * Embedding
              * @default {
@@ -1118,7 +1347,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            embedding: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"];
+            embedding: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"] | components["schemas"]["SOAPRule"] | components["schemas"]["ShampooRule"];
         };
         /**
          * ByRoleConfig
@@ -1151,7 +1380,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            dense: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            dense: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
             /**
              * Router
              * @default {
@@ -1163,7 +1392,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            router: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            router: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
             /**
              * Expert
              * @default {
@@ -1175,7 +1404,7 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            expert: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            expert: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
             /**
              * Embedding
              * @default {
@@ -1187,7 +1416,57 @@ export interface components {
              *       "eps": 1e-8
              *     }
              */
-            embedding: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"];
+            embedding: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
+        };
+        /**
+         * CapacityConfig
+         * @description The most tokens an expert takes of a micro-batch in training: C = ceil(factor * T * top_k / num_experts) of T.
+         *
+         *     What exceeds C is dropped: the token goes without that expert, and the weights of its others stay as they are. Which
+         *     pairs are dropped depends on the other tokens of the micro-batch. Evaluation drops nothing, so that its figures
+         *     depend on a sequence alone.
+         *
+         *     Source: Fedus et al. 2021, arXiv:2101.03961, section 2.2 (factor 1 to 1.25); ST-MoE, arXiv:2202.08906 (1.25).
+         */
+        CapacityConfig: {
+            /**
+             * Factor
+             * @description Slots per expert, in units of an even load.
+             */
+            factor: number;
+            /**
+             * Drop
+             * @description Which pairs an expert keeps: those of largest weight (Megatron-Core's default), or the first, a token's first
+             *     choice before any second choice and then by position in the micro-batch (GShard, arXiv:2006.16668, algorithm 1).
+             * @default probability
+             * @enum {string}
+             */
+            drop: "probability" | "position";
+        };
+        /**
+         * CapacityConfig
+         * @description The most tokens an expert takes of a micro-batch in training: C = ceil(factor * T * top_k / num_experts) of T.
+         *
+         *     What exceeds C is dropped: the token goes without that expert, and the weights of its others stay as they are. Which
+         *     pairs are dropped depends on the other tokens of the micro-batch. Evaluation drops nothing, so that its figures
+         *     depend on a sequence alone.
+         *
+         *     Source: Fedus et al. 2021, arXiv:2101.03961, section 2.2 (factor 1 to 1.25); ST-MoE, arXiv:2202.08906 (1.25).
+         */
+        CapacityConfigInput: {
+            /**
+             * Factor
+             * @description Slots per expert, in units of an even load.
+             */
+            factor: number;
+            /**
+             * Drop
+             * @description Which pairs an expert keeps: those of largest weight (Megatron-Core's default), or the first, a token's first
+             *     choice before any second choice and then by position in the micro-batch (GShard, arXiv:2006.16668, algorithm 1).
+             * @default probability
+             * @enum {string}
+             */
+            drop: "probability" | "position";
         };
         /**
          * Catalog
@@ -1211,6 +1490,72 @@ export interface components {
          * @enum {string}
          */
         Cause: "asha" | "diverged" | "out_of_memory" | "invalid_config" | "does_not_fit" | "data_invalid" | "error" | "process_lost" | "retries_exhausted" | "user";
+        /**
+         * CheckpointStartConfig
+         * @description Our own weights: a checkpoint of a run, a run's folder (its newest sound one), or what `python -m trainer import`
+         *     wrote. Only weights and selection biases are taken: optimizer, schedule and data begin anew.
+         */
+        CheckpointStartConfig: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * Sha256
+             * @description What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
+             *     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it.
+             * @default null
+             */
+            sha256: string | null;
+            /**
+             * Changed
+             * @description Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
+             *     `data.tokenizer`.
+             * @default []
+             */
+            changed: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "checkpoint";
+        };
+        /**
+         * CheckpointStartConfig
+         * @description Our own weights: a checkpoint of a run, a run's folder (its newest sound one), or what `python -m trainer import`
+         *     wrote. Only weights and selection biases are taken: optimizer, schedule and data begin anew.
+         */
+        CheckpointStartConfigInput: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * Sha256
+             * @description What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
+             *     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it.
+             * @default null
+             */
+            sha256: string | null;
+            /**
+             * Changed
+             * @description Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
+             *     `data.tokenizer`.
+             * @default []
+             */
+            changed: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "checkpoint";
+        };
         /**
          * ChoiceDomain
          * @description One of the listed plain values.
@@ -1398,6 +1743,28 @@ export interface components {
             warmup_fraction: number;
         };
         /**
+         * CopyMethodConfig
+         * @description Every expert is the whole MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
+         */
+        CopyMethodConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "copy";
+        };
+        /**
+         * CopyMethodConfig
+         * @description Every expert is the whole MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
+         */
+        CopyMethodConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "copy";
+        };
+        /**
          * CorpusRead
          * @description One corpus that comes with evenload.
          */
@@ -1479,6 +1846,13 @@ export interface components {
              * @default 8192
              */
             evaluation_tokens: number;
+            /**
+             * Document Masking
+             * @description Whether the documents that share a window are kept apart: no position sees an earlier one, in training and in
+             *     evaluation. The end-of-text token before a document is its first position.
+             * @default false
+             */
+            document_masking: boolean;
         };
         /**
          * DataConfig
@@ -1506,6 +1880,13 @@ export interface components {
              * @default 8192
              */
             evaluation_tokens: number;
+            /**
+             * Document Masking
+             * @description Whether the documents that share a window are kept apart: no position sees an earlier one, in training and in
+             *     evaluation. The end-of-text token before a document is its first position.
+             * @default false
+             */
+            document_masking: boolean;
         };
         /**
          * Diff
@@ -1583,6 +1964,50 @@ export interface components {
             initial: number | null;
             /** Final */
             final: number | null;
+        };
+        /**
+         * DropMethodConfig
+         * @description Every expert is the whole MLP, a share of its hidden features drawn anew.
+         *
+         *     The weights of such a feature, in all three matrices, come from a normal with the mean and the standard deviation of
+         *     the matrix.
+         *
+         *     Source: Drop-Upcycling, Nakamura et al. 2025, arXiv:2502.19261, section 3.
+         */
+        DropMethodConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "drop";
+            /**
+             * Share
+             * @description Of the hidden features, drawn for each expert.
+             * @default 0.5
+             */
+            share: number;
+        };
+        /**
+         * DropMethodConfig
+         * @description Every expert is the whole MLP, a share of its hidden features drawn anew.
+         *
+         *     The weights of such a feature, in all three matrices, come from a normal with the mean and the standard deviation of
+         *     the matrix.
+         *
+         *     Source: Drop-Upcycling, Nakamura et al. 2025, arXiv:2502.19261, section 3.
+         */
+        DropMethodConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "drop";
+            /**
+             * Share
+             * @description Of the hidden features, drawn for each expert.
+             * @default 0.5
+             */
+            share: number;
         };
         /**
          * Estimated
@@ -1774,6 +2199,10 @@ export interface components {
              * @default
              */
             description: string;
+            /**
+             * @description The configuration of every trial, but for what is searched. `preset: NAME` stands for that preset's fields, over
+             *     which the others are merged.
+             */
             base: components["schemas"]["TrainConfig"];
             /**
              * Space
@@ -1867,7 +2296,14 @@ export interface components {
              * @default
              */
             description: string;
-            base: components["schemas"]["TrainConfigInput"];
+            /**
+             * @description The configuration of every trial, but for what is searched. `preset: NAME` stands for that preset's fields, over
+             *     which the others are merged.
+             */
+            base: components["schemas"]["TrainConfigInput"] | {
+                /** @enum {string} */
+                preset: "cpu-tiny" | "deepseek-v2-lite" | "deepseekmoe-16b" | "gpt-oss-20b" | "gpu-medium" | "gpu-small" | "mixtral-8x7b" | "moonlet" | "moonlight-16b-a3b" | "nmoe-speedrun-256" | "nmoe-speedrun-64" | "nmoe-speedrun-dense" | "olmoe-1b-7b" | "qwen3-30b-a3b" | "switch-base";
+            };
             /**
              * Space
              * @description Dotted path into `base` -> domain.
@@ -1995,6 +2431,252 @@ export interface components {
              * @description Seconds until the planned trials are done, from the pace so far; null if it is not known yet, or at the end.
              */
             eta_s: number | null;
+        };
+        /**
+         * ExpertChoiceRouterConfig
+         * @description Expert choice: every expert takes its C best tokens of a group, so the load is even by construction.
+         *
+         *     C = ceil(capacity_factor * S * top_k / num_experts) for a group of S tokens: a token has capacity_factor * top_k
+         *     experts on average, possibly none, possibly all. Whether an expert takes a token depends on the other tokens of
+         *     the group, later ones included: a model trained so knows something of the future, and cannot generate text.
+         *     `predictor` stands in for the choice where that matters; without it evaluation looks ahead as well, among the
+         *     tokens of each sequence.
+         *
+         *     Source: Zhou et al. 2022, arXiv:2202.09368, section 3.2; what looking ahead does to the loss: Wang et al. 2024,
+         *     arXiv:2408.15664, section 5.2.
+         */
+        ExpertChoiceRouterConfig: {
+            /**
+             * Score
+             * @default softmax
+             * @enum {string}
+             */
+            score: "softmax" | "sigmoid";
+            /**
+             * Normalize
+             * @description Has to be false: the weights are the scores. A token that one expert took would always have a weight of 1.
+             * @default false
+             */
+            normalize: boolean;
+            /**
+             * Scale
+             * @description Factor on the weights after normalising (DeepSeek's routed scaling factor).
+             * @default 1
+             */
+            scale: number;
+            /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "expert_choice";
+            /**
+             * Capacity Factor
+             * @description Experts per token, on average, in units of `top_k`.
+             * @default 1
+             */
+            capacity_factor: number;
+            /**
+             * Scope
+             * @description The group that an expert chooses from in training: the tokens of a micro-batch, or of each sequence in it.
+             * @default micro_batch
+             * @enum {string}
+             */
+            scope: "micro_batch" | "sequence";
+            /**
+             * Predictor
+             * @description Also train a linear map of the token to tell which experts will take it, and evaluate with that: an expert then
+             *     takes the tokens it is predicted to take with a probability above one half, at most 4 times the average number of
+             *     experts per token. No gradient of it reaches the rest of the model.
+             *
+             *     Source: Raposo et al. 2024 (Mixture-of-Depths), arXiv:2404.02258, section 3.5, the second method.
+             * @default false
+             */
+            predictor: boolean;
+            /**
+             * Predictor Coefficient
+             * @description Factor on the predictor's loss, the binary cross entropy in nats, mean over tokens, experts and layers. Small,
+             *     so that it counts little in the norm that gradients are clipped by; Adam does not mind the scale.
+             * @default 0.01
+             */
+            predictor_coefficient: number;
+        };
+        /**
+         * ExpertChoiceRouterConfig
+         * @description Expert choice: every expert takes its C best tokens of a group, so the load is even by construction.
+         *
+         *     C = ceil(capacity_factor * S * top_k / num_experts) for a group of S tokens: a token has capacity_factor * top_k
+         *     experts on average, possibly none, possibly all. Whether an expert takes a token depends on the other tokens of
+         *     the group, later ones included: a model trained so knows something of the future, and cannot generate text.
+         *     `predictor` stands in for the choice where that matters; without it evaluation looks ahead as well, among the
+         *     tokens of each sequence.
+         *
+         *     Source: Zhou et al. 2022, arXiv:2202.09368, section 3.2; what looking ahead does to the loss: Wang et al. 2024,
+         *     arXiv:2408.15664, section 5.2.
+         */
+        ExpertChoiceRouterConfigInput: {
+            /**
+             * Score
+             * @default softmax
+             * @enum {string}
+             */
+            score: "softmax" | "sigmoid";
+            /**
+             * Normalize
+             * @description Has to be false: the weights are the scores. A token that one expert took would always have a weight of 1.
+             * @default false
+             */
+            normalize: boolean;
+            /**
+             * Scale
+             * @description Factor on the weights after normalising (DeepSeek's routed scaling factor).
+             * @default 1
+             */
+            scale: number;
+            /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
+             * Input Jitter
+             * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
+             *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
+             * @default 0
+             */
+            input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "expert_choice";
+            /**
+             * Capacity Factor
+             * @description Experts per token, on average, in units of `top_k`.
+             * @default 1
+             */
+            capacity_factor: number;
+            /**
+             * Scope
+             * @description The group that an expert chooses from in training: the tokens of a micro-batch, or of each sequence in it.
+             * @default micro_batch
+             * @enum {string}
+             */
+            scope: "micro_batch" | "sequence";
+            /**
+             * Predictor
+             * @description Also train a linear map of the token to tell which experts will take it, and evaluate with that: an expert then
+             *     takes the tokens it is predicted to take with a probability above one half, at most 4 times the average number of
+             *     experts per token. No gradient of it reaches the rest of the model.
+             *
+             *     Source: Raposo et al. 2024 (Mixture-of-Depths), arXiv:2404.02258, section 3.5, the second method.
+             * @default false
+             */
+            predictor: boolean;
+            /**
+             * Predictor Coefficient
+             * @description Factor on the predictor's loss, the binary cross entropy in nats, mean over tokens, experts and layers. Small,
+             *     so that it counts little in the norm that gradients are clipped by; Adam does not mind the scale.
+             * @default 0.01
+             */
+            predictor_coefficient: number;
+        };
+        /**
+         * FP8Config
+         * @description 8-bit floats with float32 scales, from each tensor's present largest magnitude.
+         *
+         *     `tensor`: one scale per tensor (Micikevicius et al. 2022, arXiv:2209.05433). `block`: one per 128 features of a row
+         *     and per 128 x 128 weights (DeepSeek-AI 2024, arXiv:2412.19437, section 3.3).
+         */
+        FP8Config: {
+            /**
+             * Rest
+             * @description Precision of everything but the routed experts' matmuls, and of what flows between these.
+             * @default fp32
+             * @enum {string}
+             */
+            rest: "fp32" | "bf16_autocast";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "fp8";
+            /**
+             * Scaling
+             * @default tensor
+             * @enum {string}
+             */
+            scaling: "tensor" | "block";
+            /**
+             * Gradient Format
+             * @description Of the gradients; activations and weights are e4m3. e5m2 has the range that gradients with a single scale may
+             *     need; DeepSeek-V3 trained with e4m3, and so does torch's kernel for Hopper GPUs.
+             * @default e4m3
+             * @enum {string}
+             */
+            gradient_format: "e4m3" | "e5m2";
+        };
+        /**
+         * FP8Config
+         * @description 8-bit floats with float32 scales, from each tensor's present largest magnitude.
+         *
+         *     `tensor`: one scale per tensor (Micikevicius et al. 2022, arXiv:2209.05433). `block`: one per 128 features of a row
+         *     and per 128 x 128 weights (DeepSeek-AI 2024, arXiv:2412.19437, section 3.3).
+         */
+        FP8ConfigInput: {
+            /**
+             * Rest
+             * @description Precision of everything but the routed experts' matmuls, and of what flows between these.
+             * @default fp32
+             * @enum {string}
+             */
+            rest: "fp32" | "bf16_autocast";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "fp8";
+            /**
+             * Scaling
+             * @default tensor
+             * @enum {string}
+             */
+            scaling: "tensor" | "block";
+            /**
+             * Gradient Format
+             * @description Of the gradients; activations and weights are e4m3. e5m2 has the range that gradients with a single scale may
+             *     need; DeepSeek-V3 trained with e4m3, and so does torch's kernel for Hopper GPUs.
+             * @default e4m3
+             * @enum {string}
+             */
+            gradient_format: "e4m3" | "e5m2";
         };
         /**
          * Float32Config
@@ -2149,6 +2831,60 @@ export interface components {
             attention: components["schemas"]["GroupedQueryAttentionConfigInput"] | components["schemas"]["MultiHeadLatentAttentionConfigInput"] | components["schemas"]["KimiDeltaAttentionConfigInput"] | components["schemas"]["GatedDeltaNetConfigInput"] | components["schemas"]["NativeSparseAttentionConfigInput"];
         };
         /**
+         * GlobalNormConfig
+         * @description The whole gradient scaled down to a fixed L2 norm (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
+         */
+        GlobalNormConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "global_norm";
+            /**
+             * Max Norm
+             * @default 1
+             */
+            max_norm: number;
+        };
+        /**
+         * GlobalNormConfig
+         * @description The whole gradient scaled down to a fixed L2 norm (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
+         */
+        GlobalNormConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "global_norm";
+            /**
+             * Max Norm
+             * @default 1
+             */
+            max_norm: number;
+        };
+        /**
+         * GranularMethodConfig
+         * @description Experts are shards of the MLP (He et al. 2024, arXiv:2410.07524).
+         */
+        GranularMethodConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "granular";
+        };
+        /**
+         * GranularMethodConfig
+         * @description Experts are shards of the MLP (He et al. 2024, arXiv:2410.07524).
+         */
+        GranularMethodConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "granular";
+        };
+        /**
          * GridSampler
          * @description Every combination once; float domains need a `step`.
          */
@@ -2175,7 +2911,7 @@ export interface components {
          * @description Balance between groups of experts, whatever the balance within them: the device-level loss of DeepSeekMoE.
          *
          *     The experts stand in `num_groups` groups of equal size, as for the group-limited router. Per layer, then the mean
-         *     over layers, of each micro-batch.
+         *     over layers.
          *
          *     Source: Dai et al. 2024, arXiv:2401.06066, eq. 15-17.
          */
@@ -2189,13 +2925,20 @@ export interface components {
             coefficient: number;
             /** Num Groups */
             num_groups: number;
+            /**
+             * Scope
+             * @description Where the groups' shares are taken, as for the load-balancing loss.
+             * @default micro_batch
+             * @enum {string}
+             */
+            scope: "micro_batch" | "global_batch";
         };
         /**
          * GroupBalancingLossConfig
          * @description Balance between groups of experts, whatever the balance within them: the device-level loss of DeepSeekMoE.
          *
          *     The experts stand in `num_groups` groups of equal size, as for the group-limited router. Per layer, then the mean
-         *     over layers, of each micro-batch.
+         *     over layers.
          *
          *     Source: Dai et al. 2024, arXiv:2401.06066, eq. 15-17.
          */
@@ -2209,6 +2952,13 @@ export interface components {
             coefficient: number;
             /** Num Groups */
             num_groups: number;
+            /**
+             * Scope
+             * @description Where the groups' shares are taken, as for the load-balancing loss.
+             * @default micro_batch
+             * @enum {string}
+             */
+            scope: "micro_batch" | "global_batch";
         };
         /**
          * GroupLimitedRouterConfig
@@ -2240,12 +2990,25 @@ export interface components {
              */
             scale: number;
             /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
              * Input Jitter
              * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
              *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
              * @default 0
              */
             input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -2293,12 +3056,25 @@ export interface components {
              */
             scale: number;
             /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
              * Input Jitter
              * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
              *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
              * @default 0
              */
             input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -2521,6 +3297,132 @@ export interface components {
              * @default 0
              */
             seed: number;
+        };
+        /**
+         * HuggingFaceStartConfig
+         * @description The weights of a folder with config.json and safetensors, of an architecture that `trainer.interop` reads.
+         */
+        HuggingFaceStartConfig: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * Sha256
+             * @description What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
+             *     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it.
+             * @default null
+             */
+            sha256: string | null;
+            /**
+             * Changed
+             * @description Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
+             *     `data.tokenizer`.
+             * @default []
+             */
+            changed: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hugging_face";
+        };
+        /**
+         * HuggingFaceStartConfig
+         * @description The weights of a folder with config.json and safetensors, of an architecture that `trainer.interop` reads.
+         */
+        HuggingFaceStartConfigInput: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * Sha256
+             * @description What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
+             *     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it.
+             * @default null
+             */
+            sha256: string | null;
+            /**
+             * Changed
+             * @description Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
+             *     `data.tokenizer`.
+             * @default []
+             */
+            changed: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hugging_face";
+        };
+        /**
+         * InitConfig
+         * @description How the matrices' initial standard deviations differ from `init_std`; all are normals cut at 3 of them.
+         */
+        InitConfig: {
+            /**
+             * Fan In Scale
+             * @description If given, a matrix with n inputs starts at sqrt(fan_in_scale / n) instead, embedding and output projection
+             *     excepted (Switch Transformer, arXiv:2101.03961, section 2.4: 0.1).
+             * @default null
+             */
+            fan_in_scale: number | null;
+            /**
+             * Expert Factor
+             * @description On the routed experts' standard deviation.
+             * @default 1
+             */
+            expert_factor: number;
+            /**
+             * Router Factor
+             * @description On the routers'.
+             * @default 1
+             */
+            router_factor: number;
+            /**
+             * Scale Residual
+             * @description Scale matrices that write into the residual stream by 1/sqrt(2 * num_layers) (GPT-2).
+             * @default true
+             */
+            scale_residual: boolean;
+        };
+        /**
+         * InitConfig
+         * @description How the matrices' initial standard deviations differ from `init_std`; all are normals cut at 3 of them.
+         */
+        InitConfigInput: {
+            /**
+             * Fan In Scale
+             * @description If given, a matrix with n inputs starts at sqrt(fan_in_scale / n) instead, embedding and output projection
+             *     excepted (Switch Transformer, arXiv:2101.03961, section 2.4: 0.1).
+             * @default null
+             */
+            fan_in_scale: number | null;
+            /**
+             * Expert Factor
+             * @description On the routed experts' standard deviation.
+             * @default 1
+             */
+            expert_factor: number;
+            /**
+             * Router Factor
+             * @description On the routers'.
+             * @default 1
+             */
+            router_factor: number;
+            /**
+             * Scale Residual
+             * @description Scale matrices that write into the residual stream by 1/sqrt(2 * num_layers) (GPT-2).
+             * @default true
+             */
+            scale_residual: boolean;
         };
         /**
          * IntDomain
@@ -2885,6 +3787,9 @@ export interface components {
          * LoadBalancingLossConfig
          * @description Switch load-balancing loss, E * sum_e f_e * P_e, per layer, then the mean over layers.
          *
+         *     The expert-level loss of DeepSeekMoE is this one: its f_e carries the factor E / (K T) on the counts, so that it,
+         *     too, is 1 at balance and E / K at collapse (Dai et al. 2024, arXiv:2401.06066, eq. 12-14).
+         *
          *     Source: Fedus et al. 2021, arXiv:2101.03961, eq. 4-6.
          */
         LoadBalancingLossConfig: {
@@ -2895,10 +3800,21 @@ export interface components {
             kind: "load_balancing_loss";
             /** Coefficient */
             coefficient: number;
+            /**
+             * Scope
+             * @description Where the shares f_e are taken. `global_batch` is exact, that is the loss of the step as one batch on one worker;
+             *     a step of several micro-batches then routes each of them twice, one more forward pass (a third more FLOPs).
+             * @default micro_batch
+             * @enum {string}
+             */
+            scope: "micro_batch" | "global_batch";
         };
         /**
          * LoadBalancingLossConfig
          * @description Switch load-balancing loss, E * sum_e f_e * P_e, per layer, then the mean over layers.
+         *
+         *     The expert-level loss of DeepSeekMoE is this one: its f_e carries the factor E / (K T) on the counts, so that it,
+         *     too, is 1 at balance and E / K at collapse (Dai et al. 2024, arXiv:2401.06066, eq. 12-14).
          *
          *     Source: Fedus et al. 2021, arXiv:2101.03961, eq. 4-6.
          */
@@ -2910,6 +3826,14 @@ export interface components {
             kind: "load_balancing_loss";
             /** Coefficient */
             coefficient: number;
+            /**
+             * Scope
+             * @description Where the shares f_e are taken. `global_batch` is exact, that is the loss of the step as one batch on one worker;
+             *     a step of several micro-batches then routes each of them twice, one more forward pass (a third more FLOPs).
+             * @default micro_batch
+             * @enum {string}
+             */
+            scope: "micro_batch" | "global_batch";
         };
         /**
          * LoadHistoryMeta
@@ -2945,6 +3869,30 @@ export interface components {
             top_k: number | null;
         };
         /**
+         * LookaheadProbe
+         * @description How much of what a model can do hangs on a router that sees later tokens, see `trainer.lookahead`.
+         */
+        LookaheadProbe: {
+            /**
+             * Trained Chunk Size
+             * @description Tokens that competed in training.
+             */
+            trained_chunk_size: number;
+            /**
+             * By Chunk Size
+             * @description Largest chunks first.
+             */
+            by_chunk_size: components["schemas"]["RoutedLoss"][];
+            /** @description Routed without a view of other tokens, as the run's evaluations are. None: this router cannot. */
+            causal: components["schemas"]["RoutedLoss"] | null;
+            /**
+             * Predictor Accuracy
+             * @description Per MoE layer, the fraction of pairs of a token and an expert about which the predictor is right. A predictor
+             *     that never says yes has 1 - experts_per_token / num_experts. None: without predictor.
+             */
+            predictor_accuracy: number[] | null;
+        };
+        /**
          * LoopConfig
          * @description Batches, length and cadence of the one training loop.
          */
@@ -2966,10 +3914,21 @@ export interface components {
             micro_batch_size: number;
             /**
              * Max Grad Norm
-             * @description Global L2 norm to clip the gradient to; null does not clip.
+             * @description Global L2 norm to clip the gradient to; null does not clip. Short for a `clipping` of kind `global_norm`.
              * @default 1
              */
             max_grad_norm: number | null;
+            /**
+             * Clipping
+             * @description How the gradient is clipped; null clips to `max_grad_norm`, which has to be left out or null with it.
+             * @default null
+             */
+            clipping: (components["schemas"]["NoClippingConfig"] | components["schemas"]["GlobalNormConfig"] | components["schemas"]["ZClipConfig"] | components["schemas"]["AdaGCConfig"]) | null;
+            /**
+             * @description Which steps make no update because their loss or gradient norm spikes; null skips none.
+             * @default null
+             */
+            skip_spikes: components["schemas"]["SkipSpikesConfig"] | null;
             /**
              * Log Every Steps
              * @description Steps between copies of the accumulated telemetry from the device; every step is recorded all the same.
@@ -3011,10 +3970,21 @@ export interface components {
             micro_batch_size: number;
             /**
              * Max Grad Norm
-             * @description Global L2 norm to clip the gradient to; null does not clip.
+             * @description Global L2 norm to clip the gradient to; null does not clip. Short for a `clipping` of kind `global_norm`.
              * @default 1
              */
             max_grad_norm: number | null;
+            /**
+             * Clipping
+             * @description How the gradient is clipped; null clips to `max_grad_norm`, which has to be left out or null with it.
+             * @default null
+             */
+            clipping: (components["schemas"]["NoClippingConfigInput"] | components["schemas"]["GlobalNormConfigInput"] | components["schemas"]["ZClipConfigInput"] | components["schemas"]["AdaGCConfigInput"]) | null;
+            /**
+             * @description Which steps make no update because their loss or gradient norm spikes; null skips none.
+             * @default null
+             */
+            skip_spikes: components["schemas"]["SkipSpikesConfigInput"] | null;
             /**
              * Log Every Steps
              * @description Steps between copies of the accumulated telemetry from the device; every step is recorded all the same.
@@ -3038,8 +4008,7 @@ export interface components {
          * LossFreeBiasConfig
          * @description A bias per expert, used for the selection only and moved by `update_rate` against the load after each step.
          *
-         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1 and, for the proportional update, table 3; the update is
-         *     centred as in torchtitan.
+         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1 and, for the proportional update, table 3.
          */
         LossFreeBiasConfig: {
             /**
@@ -3057,6 +4026,13 @@ export interface components {
              */
             update: "sign" | "proportional";
             /**
+             * Centred
+             * @description Take the update's mean over the experts out of it, as torchtitan does, so that the biases keep their sum. The
+             *     paper does not.
+             * @default true
+             */
+            centred: boolean;
+            /**
              * Clamp
              * @description Largest absolute value a bias may take; null leaves it free.
              * @default null
@@ -3067,8 +4043,7 @@ export interface components {
          * LossFreeBiasConfig
          * @description A bias per expert, used for the selection only and moved by `update_rate` against the load after each step.
          *
-         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1 and, for the proportional update, table 3; the update is
-         *     centred as in torchtitan.
+         *     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1 and, for the proportional update, table 3.
          */
         LossFreeBiasConfigInput: {
             /**
@@ -3086,11 +4061,70 @@ export interface components {
              */
             update: "sign" | "proportional";
             /**
+             * Centred
+             * @description Take the update's mean over the experts out of it, as torchtitan does, so that the biases keep their sum. The
+             *     paper does not.
+             * @default true
+             */
+            centred: boolean;
+            /**
              * Clamp
              * @description Largest absolute value a bias may take; null leaves it free.
              * @default null
              */
             clamp: number | null;
+        };
+        /**
+         * MXFP8Config
+         * @description e4m3 in blocks of 32 with a power-of-two scale each (OCP Microscaling Formats v1.0).
+         */
+        MXFP8Config: {
+            /**
+             * Rest
+             * @description Precision of everything but the routed experts' matmuls, and of what flows between these.
+             * @default fp32
+             * @enum {string}
+             */
+            rest: "fp32" | "bf16_autocast";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "mxfp8";
+            /**
+             * Scale Rounding
+             * @description `floor`, the specification's (section 6.3), clips up to an eighth of a block's largest value; `up` clips nothing
+             *     (Mishra et al. 2025, arXiv:2506.08027).
+             * @default floor
+             * @enum {string}
+             */
+            scale_rounding: "floor" | "up";
+        };
+        /**
+         * MXFP8Config
+         * @description e4m3 in blocks of 32 with a power-of-two scale each (OCP Microscaling Formats v1.0).
+         */
+        MXFP8ConfigInput: {
+            /**
+             * Rest
+             * @description Precision of everything but the routed experts' matmuls, and of what flows between these.
+             * @default fp32
+             * @enum {string}
+             */
+            rest: "fp32" | "bf16_autocast";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "mxfp8";
+            /**
+             * Scale Rounding
+             * @description `floor`, the specification's (section 6.3), clips up to an eighth of a block's largest value; `up` clips nothing
+             *     (Mishra et al. 2025, arXiv:2506.08027).
+             * @default floor
+             * @enum {string}
+             */
+            scale_rounding: "floor" | "up";
         };
         /**
          * MemoryNeeded
@@ -3134,7 +4168,7 @@ export interface components {
         };
         /**
          * MoEConfig
-         * @description The mixture-of-experts layers. Experts are SwiGLU MLPs of width `hidden_dim`.
+         * @description The mixture-of-experts layers. Experts are gated MLPs of width `hidden_dim`.
          */
         MoEConfig: {
             /** Num Experts */
@@ -3156,25 +4190,79 @@ export interface components {
              */
             num_dense_layers: number;
             /**
+             * Every
+             * @description Of the layers after those, every so many is a mixture of experts, the last of each `every`; the others are dense
+             *     (Switch Transformer, arXiv:2101.03961: 2).
+             * @default 1
+             */
+            every: number;
+            /**
+             * Activation
+             * @description Of routed and shared experts.
+             * @default swiglu
+             * @enum {string}
+             */
+            activation: "swiglu" | "geglu" | "clamped_swiglu";
+            /**
+             * Expert Bias
+             * @description Biases on the routed experts' three projections (gpt-oss, arXiv:2508.10925).
+             * @default false
+             */
+            expert_bias: boolean;
+            /**
+             * Shared Gate
+             * @description Multiply the shared experts' output by sigmoid(x w), one gate per token (Qwen1.5-MoE and Qwen2-MoE).
+             * @default false
+             */
+            shared_gate: boolean;
+            /** @default null */
+            output_scale: components["schemas"]["OutputScaleConfig"] | null;
+            /**
              * Router
              * @default {
              *       "score": "softmax",
              *       "normalize": true,
              *       "scale": 1,
+             *       "bias": false,
              *       "input_jitter": 0,
+             *       "logit_noise": 0,
              *       "kind": "top_k"
              *     }
              */
-            router: components["schemas"]["TopKRouterConfig"] | components["schemas"]["GroupLimitedRouterConfig"] | components["schemas"]["SinkhornRouterConfig"] | components["schemas"]["HashRouterConfig"] | components["schemas"]["RandomRouterConfig"];
+            router: components["schemas"]["TopKRouterConfig"] | components["schemas"]["GroupLimitedRouterConfig"] | components["schemas"]["SinkhornRouterConfig"] | components["schemas"]["ExpertChoiceRouterConfig"] | components["schemas"]["HashRouterConfig"] | components["schemas"]["RandomRouterConfig"];
+            /**
+             * @description null is dropless: every expert computes all its tokens.
+             * @default null
+             */
+            capacity: components["schemas"]["CapacityConfig"] | null;
+            /**
+             * Num Null Experts
+             * @description Experts without parameters that the router may choose like the others, so that a token can do with fewer than
+             *     `top_k` real ones. They come on top of `num_experts`; balancing methods see each with their mean load, and so steer
+             *     towards K * num_experts / (num_experts + num_null_experts) real experts per token. Where the router normalises, the
+             *     weights of all chosen sum to its scale, null experts among them.
+             *
+             *     Source: MoE++, arXiv:2410.07348, section 3.1; AdaMoE, arXiv:2406.13233 (load of null experts); LongCat-Flash,
+             *     arXiv:2509.01322, section 2.1 (identity).
+             * @default 0
+             */
+            num_null_experts: number;
+            /**
+             * Null Expert
+             * @description What they return: nothing, or the token as the layer sees it, which the weight then multiplies.
+             * @default zero
+             * @enum {string}
+             */
+            null_expert: "zero" | "identity";
             /**
              * Balancing
              * @default []
              */
-            balancing: (components["schemas"]["LoadBalancingLossConfig"] | components["schemas"]["SequenceBalancingLossConfig"] | components["schemas"]["GroupBalancingLossConfig"] | components["schemas"]["RouterZLossConfig"] | components["schemas"]["LossFreeBiasConfig"])[];
+            balancing: (components["schemas"]["LoadBalancingLossConfig"] | components["schemas"]["SequenceBalancingLossConfig"] | components["schemas"]["GroupBalancingLossConfig"] | components["schemas"]["RouterZLossConfig"] | components["schemas"]["LossFreeBiasConfig"] | components["schemas"]["QuantileBalancingConfig"])[];
         };
         /**
          * MoEConfig
-         * @description The mixture-of-experts layers. Experts are SwiGLU MLPs of width `hidden_dim`.
+         * @description The mixture-of-experts layers. Experts are gated MLPs of width `hidden_dim`.
          */
         MoEConfigInput: {
             /** Num Experts */
@@ -3196,25 +4284,79 @@ export interface components {
              */
             num_dense_layers: number;
             /**
+             * Every
+             * @description Of the layers after those, every so many is a mixture of experts, the last of each `every`; the others are dense
+             *     (Switch Transformer, arXiv:2101.03961: 2).
+             * @default 1
+             */
+            every: number;
+            /**
+             * Activation
+             * @description Of routed and shared experts.
+             * @default swiglu
+             * @enum {string}
+             */
+            activation: "swiglu" | "geglu" | "clamped_swiglu";
+            /**
+             * Expert Bias
+             * @description Biases on the routed experts' three projections (gpt-oss, arXiv:2508.10925).
+             * @default false
+             */
+            expert_bias: boolean;
+            /**
+             * Shared Gate
+             * @description Multiply the shared experts' output by sigmoid(x w), one gate per token (Qwen1.5-MoE and Qwen2-MoE).
+             * @default false
+             */
+            shared_gate: boolean;
+            /** @default null */
+            output_scale: components["schemas"]["OutputScaleConfigInput"] | null;
+            /**
              * Router
              * @default {
              *       "score": "softmax",
              *       "normalize": true,
              *       "scale": 1,
+             *       "bias": false,
              *       "input_jitter": 0,
+             *       "logit_noise": 0,
              *       "kind": "top_k"
              *     }
              */
-            router: components["schemas"]["TopKRouterConfigInput"] | components["schemas"]["GroupLimitedRouterConfigInput"] | components["schemas"]["SinkhornRouterConfigInput"] | components["schemas"]["HashRouterConfigInput"] | components["schemas"]["RandomRouterConfigInput"];
+            router: components["schemas"]["TopKRouterConfigInput"] | components["schemas"]["GroupLimitedRouterConfigInput"] | components["schemas"]["SinkhornRouterConfigInput"] | components["schemas"]["ExpertChoiceRouterConfigInput"] | components["schemas"]["HashRouterConfigInput"] | components["schemas"]["RandomRouterConfigInput"];
+            /**
+             * @description null is dropless: every expert computes all its tokens.
+             * @default null
+             */
+            capacity: components["schemas"]["CapacityConfigInput"] | null;
+            /**
+             * Num Null Experts
+             * @description Experts without parameters that the router may choose like the others, so that a token can do with fewer than
+             *     `top_k` real ones. They come on top of `num_experts`; balancing methods see each with their mean load, and so steer
+             *     towards K * num_experts / (num_experts + num_null_experts) real experts per token. Where the router normalises, the
+             *     weights of all chosen sum to its scale, null experts among them.
+             *
+             *     Source: MoE++, arXiv:2410.07348, section 3.1; AdaMoE, arXiv:2406.13233 (load of null experts); LongCat-Flash,
+             *     arXiv:2509.01322, section 2.1 (identity).
+             * @default 0
+             */
+            num_null_experts: number;
+            /**
+             * Null Expert
+             * @description What they return: nothing, or the token as the layer sees it, which the weight then multiplies.
+             * @default zero
+             * @enum {string}
+             */
+            null_expert: "zero" | "identity";
             /**
              * Balancing
              * @default []
              */
-            balancing: (components["schemas"]["LoadBalancingLossConfigInput"] | components["schemas"]["SequenceBalancingLossConfigInput"] | components["schemas"]["GroupBalancingLossConfigInput"] | components["schemas"]["RouterZLossConfigInput"] | components["schemas"]["LossFreeBiasConfigInput"])[];
+            balancing: (components["schemas"]["LoadBalancingLossConfigInput"] | components["schemas"]["SequenceBalancingLossConfigInput"] | components["schemas"]["GroupBalancingLossConfigInput"] | components["schemas"]["RouterZLossConfigInput"] | components["schemas"]["LossFreeBiasConfigInput"] | components["schemas"]["QuantileBalancingConfigInput"])[];
         };
         /**
          * ModelConfig
-         * @description A decoder-only transformer: RMSNorm before each sub-layer, rotary positions, SwiGLU MLPs.
+         * @description A decoder-only transformer: RMSNorm before each sub-layer, rotary positions, gated MLPs.
          */
         ModelConfig: {
             /** Vocab Size */
@@ -3225,9 +4367,16 @@ export interface components {
             num_layers: number;
             /**
              * Hidden Dim
-             * @description Width of the dense MLPs: all of them when `moe` is null, else the first `moe.num_dense_layers`.
+             * @description Width of the dense MLPs: all of them when `moe` is null, else those of the layers that stay dense.
              */
             hidden_dim: number;
+            /**
+             * Activation
+             * @description Of the dense MLPs.
+             * @default swiglu
+             * @enum {string}
+             */
+            activation: "swiglu" | "geglu" | "clamped_swiglu";
             /**
              * Attention
              * @description The attention of every layer, or of those that `global_attention` leaves.
@@ -3253,10 +4402,27 @@ export interface components {
              * @default 0.02
              */
             init_std: number;
+            /**
+             * @default {
+             *       "fan_in_scale": null,
+             *       "expert_factor": 1,
+             *       "router_factor": 1,
+             *       "scale_residual": true
+             *     }
+             */
+            init: components["schemas"]["InitConfig"];
+            /**
+             * @default {
+             *       "embedding": 1,
+             *       "logits": 1,
+             *       "residual": 1
+             *     }
+             */
+            scales: components["schemas"]["ScalesConfig"];
         };
         /**
          * ModelConfig
-         * @description A decoder-only transformer: RMSNorm before each sub-layer, rotary positions, SwiGLU MLPs.
+         * @description A decoder-only transformer: RMSNorm before each sub-layer, rotary positions, gated MLPs.
          */
         ModelConfigInput: {
             /** Vocab Size */
@@ -3267,9 +4433,16 @@ export interface components {
             num_layers: number;
             /**
              * Hidden Dim
-             * @description Width of the dense MLPs: all of them when `moe` is null, else the first `moe.num_dense_layers`.
+             * @description Width of the dense MLPs: all of them when `moe` is null, else those of the layers that stay dense.
              */
             hidden_dim: number;
+            /**
+             * Activation
+             * @description Of the dense MLPs.
+             * @default swiglu
+             * @enum {string}
+             */
+            activation: "swiglu" | "geglu" | "clamped_swiglu";
             /**
              * Attention
              * @description The attention of every layer, or of those that `global_attention` leaves.
@@ -3295,6 +4468,23 @@ export interface components {
              * @default 0.02
              */
             init_std: number;
+            /**
+             * @default {
+             *       "fan_in_scale": null,
+             *       "expert_factor": 1,
+             *       "router_factor": 1,
+             *       "scale_residual": true
+             *     }
+             */
+            init: components["schemas"]["InitConfigInput"];
+            /**
+             * @default {
+             *       "embedding": 1,
+             *       "logits": 1,
+             *       "residual": 1
+             *     }
+             */
+            scales: components["schemas"]["ScalesConfigInput"];
         };
         /**
          * MomentumOverrides
@@ -3679,6 +4869,84 @@ export interface components {
             num_iterations: number;
         };
         /**
+         * NVFP4Config
+         * @description e2m1 in blocks of 16 with an e4m3 scale each and a float32 one per tensor (NVIDIA 2025, arXiv:2509.25149).
+         *
+         *     The defaults are the paper's recipe for the layers it has in 4 bits.
+         */
+        NVFP4Config: {
+            /**
+             * Rest
+             * @description Precision of everything but the routed experts' matmuls, and of what flows between these.
+             * @default fp32
+             * @enum {string}
+             */
+            rest: "fp32" | "bf16_autocast";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nvfp4";
+            /**
+             * Stochastic Gradients
+             * @description Round gradients to a neighbour at random, so that they are right on average.
+             * @default true
+             */
+            stochastic_gradients: boolean;
+            /**
+             * Square Weight Blocks
+             * @description Blocks of 16 x 16 weights, so that forward and backward pass see the same weights; else 1 x 16 along what each
+             *     pass sums over.
+             * @default true
+             */
+            square_weight_blocks: boolean;
+            /**
+             * Hadamard
+             * @description Rotate the operands of the weights' gradient, 16 rows at a time, which spreads outliers.
+             * @default true
+             */
+            hadamard: boolean;
+        };
+        /**
+         * NVFP4Config
+         * @description e2m1 in blocks of 16 with an e4m3 scale each and a float32 one per tensor (NVIDIA 2025, arXiv:2509.25149).
+         *
+         *     The defaults are the paper's recipe for the layers it has in 4 bits.
+         */
+        NVFP4ConfigInput: {
+            /**
+             * Rest
+             * @description Precision of everything but the routed experts' matmuls, and of what flows between these.
+             * @default fp32
+             * @enum {string}
+             */
+            rest: "fp32" | "bf16_autocast";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nvfp4";
+            /**
+             * Stochastic Gradients
+             * @description Round gradients to a neighbour at random, so that they are right on average.
+             * @default true
+             */
+            stochastic_gradients: boolean;
+            /**
+             * Square Weight Blocks
+             * @description Blocks of 16 x 16 weights, so that forward and backward pass see the same weights; else 1 x 16 along what each
+             *     pass sums over.
+             * @default true
+             */
+            square_weight_blocks: boolean;
+            /**
+             * Hadamard
+             * @description Rotate the operands of the weights' gradient, 16 rows at a time, which spreads outliers.
+             * @default true
+             */
+            hadamard: boolean;
+        };
+        /**
          * NativeSparseAttentionConfig
          * @description Every query attends to compressed blocks, to the blocks selected by their weight, and to a window.
          *
@@ -3769,6 +5037,28 @@ export interface components {
             rope_theta: number;
         };
         /**
+         * NoClippingConfig
+         * @description The gradient as it is.
+         */
+        NoClippingConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "none";
+        };
+        /**
+         * NoClippingConfig
+         * @description The gradient as it is.
+         */
+        NoClippingConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "none";
+        };
+        /**
          * NoScheduler
          * @description Every trial runs to the end.
          */
@@ -3789,6 +5079,52 @@ export interface components {
              * @enum {string}
              */
             kind: "none";
+        };
+        /**
+         * NoiseMethodConfig
+         * @description Every expert is the whole MLP, Gaussian noise on a share of its weights.
+         */
+        NoiseMethodConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "noise";
+            /**
+             * Std
+             * @description Standard deviation, in units of that of the matrix.
+             * @default 0.01
+             */
+            std: number;
+            /**
+             * Share
+             * @description Of each expert's weights, drawn for each expert.
+             * @default 1
+             */
+            share: number;
+        };
+        /**
+         * NoiseMethodConfig
+         * @description Every expert is the whole MLP, Gaussian noise on a share of its weights.
+         */
+        NoiseMethodConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "noise";
+            /**
+             * Std
+             * @description Standard deviation, in units of that of the matrix.
+             * @default 0.01
+             */
+            std: number;
+            /**
+             * Share
+             * @description Of each expert's weights, drawn for each expert.
+             * @default 1
+             */
+            share: number;
         };
         /**
          * Objective
@@ -3865,6 +5201,38 @@ export interface components {
             };
         };
         /**
+         * OutputScaleConfig
+         * @description One scalar per MoE layer on the sum of its routed experts' outputs; shared experts stay as they are.
+         *
+         *     Known as "bungee" from Character.AI's training in low precision, where it starts at 2.
+         */
+        OutputScaleConfig: {
+            /** Init */
+            init: number;
+            /**
+             * Learned
+             * @description Train it, as a parameter that is not decayed; otherwise it stays at `init`.
+             * @default true
+             */
+            learned: boolean;
+        };
+        /**
+         * OutputScaleConfig
+         * @description One scalar per MoE layer on the sum of its routed experts' outputs; shared experts stay as they are.
+         *
+         *     Known as "bungee" from Character.AI's training in low precision, where it starts at 2.
+         */
+        OutputScaleConfigInput: {
+            /** Init */
+            init: number;
+            /**
+             * Learned
+             * @description Train it, as a parameter that is not decayed; otherwise it stays at `init`.
+             * @default true
+             */
+            learned: boolean;
+        };
+        /**
          * ParameterCounts
          * @description Parameters of one model in closed form.
          */
@@ -3882,6 +5250,54 @@ export interface components {
             non_embedding_total: number;
             /** Non Embedding Active */
             non_embedding_active: number;
+        };
+        /**
+         * PatternGroup
+         * @description The parameters whose names match a pattern, and how they are updated.
+         */
+        PatternGroup: {
+            /**
+             * Pattern
+             * @description Of the whole name, as in a shell: `*` stands for anything, dots included, `?` for one character, `[ab]` for one
+             *     of these. `blocks.0.*`, `*.experts.*`, `*.router.weight`.
+             */
+            pattern: string;
+            /**
+             * Rule
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            rule: components["schemas"]["AdamWRule"] | components["schemas"]["MuonRule"] | components["schemas"]["LionRule"] | components["schemas"]["AdafactorRule"] | components["schemas"]["SOAPRule"] | components["schemas"]["ShampooRule"];
+        };
+        /**
+         * PatternGroup
+         * @description The parameters whose names match a pattern, and how they are updated.
+         */
+        PatternGroupInput: {
+            /**
+             * Pattern
+             * @description Of the whole name, as in a shell: `*` stands for anything, dots included, `?` for one character, `[ab]` for one
+             *     of these. `blocks.0.*`, `*.experts.*`, `*.router.weight`.
+             */
+            pattern: string;
+            /**
+             * Rule
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "kind": "adamw",
+             *       "beta1": 0.9,
+             *       "beta2": 0.95,
+             *       "eps": 1e-8
+             *     }
+             */
+            rule: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
         };
         /**
          * Problem
@@ -3997,6 +5413,66 @@ export interface components {
              * @description UTC milliseconds since 1970.
              */
             updated_at_ms: number;
+        };
+        /**
+         * QuantileBalancingConfig
+         * @description A bias per expert, used for the selection only and solved for after each step rather than nudged.
+         *
+         *     With the step's scores and cutoffs (the score a token's first refused expert had), the bias of an expert becomes
+         *     the one at which a share K/E of the tokens would have taken it: the K/E quantile of cutoff - score. No loss, no
+         *     rate to tune.
+         *
+         *     Source: Su 2026, https://kexue.fm/archives/11619; in Megatron-Core (NVIDIA/Megatron-LM pull request 5349) and, by
+         *     histograms over the whole batch as here, torchtitan (pytorch/torchtitan pull request 4577, after Kimi K3).
+         */
+        QuantileBalancingConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "quantile_balancing";
+            /**
+             * Smoothing
+             * @description Share of the old bias in the new one; 0 takes the step's solution as it is.
+             * @default 0
+             */
+            smoothing: number;
+            /**
+             * Num Bins
+             * @description Bins of the histograms the quantiles are read from: 4 bytes per bin, expert and layer.
+             * @default 1024
+             */
+            num_bins: number;
+        };
+        /**
+         * QuantileBalancingConfig
+         * @description A bias per expert, used for the selection only and solved for after each step rather than nudged.
+         *
+         *     With the step's scores and cutoffs (the score a token's first refused expert had), the bias of an expert becomes
+         *     the one at which a share K/E of the tokens would have taken it: the K/E quantile of cutoff - score. No loss, no
+         *     rate to tune.
+         *
+         *     Source: Su 2026, https://kexue.fm/archives/11619; in Megatron-Core (NVIDIA/Megatron-LM pull request 5349) and, by
+         *     histograms over the whole batch as here, torchtitan (pytorch/torchtitan pull request 4577, after Kimi K3).
+         */
+        QuantileBalancingConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "quantile_balancing";
+            /**
+             * Smoothing
+             * @description Share of the old bias in the new one; 0 takes the step's solution as it is.
+             * @default 0
+             */
+            smoothing: number;
+            /**
+             * Num Bins
+             * @description Bins of the histograms the quantiles are read from: 4 bytes per bin, expert and layer.
+             * @default 1024
+             */
+            num_bins: number;
         };
         /**
          * RandomRouterConfig
@@ -4132,6 +5608,27 @@ export interface components {
              * @default 0
              */
             gpus_per_worker: number;
+        };
+        /**
+         * RoutedLoss
+         * @description Held-out loss of a model when so many consecutive tokens compete for the experts.
+         */
+        RoutedLoss: {
+            /**
+             * Chunk Size
+             * @description Tokens that compete; null lets each token be routed on its own, as in generating text.
+             */
+            chunk_size: number | null;
+            /**
+             * Loss
+             * @description Nats per token, mean over corpora.
+             */
+            loss: number;
+            /**
+             * Experts Per Token
+             * @description Mean over tokens and MoE layers.
+             */
+            experts_per_token: number;
         };
         /**
          * RouterGrid
@@ -4441,6 +5938,17 @@ export interface components {
             max_dead_fraction: number | null;
             /** Num Spikes */
             num_spikes: number;
+            /**
+             * Num Skipped Steps
+             * @description Steps without an update, see `loop.skip_spikes`.
+             * @default 0
+             */
+            num_skipped_steps: number;
+            /**
+             * Precision
+             * @description What the run computed in, and whether the device does or float32 emulates it. None: not noted by an older run.
+             */
+            precision?: string | null;
             /** Tokens Per S */
             tokens_per_s: number;
             /** Training Duration S */
@@ -4456,12 +5964,16 @@ export interface components {
             flops_per_token: number;
             /**
              * Domain Information
-             * @description Mutual information of domain and expert per MoE layer in bits: keys `trained`, `untrained` (the same weights at
-             *     initialisation) and `shuffled` (trained router, domain labels shuffled). None: dense.
+             * @description Mutual information of domain and expert per MoE layer in bits: keys `trained`, `untrained` (new weights of
+             *     the run's seed) and `shuffled` (trained router, domain labels shuffled). None: dense.
              */
             domain_information: {
                 [key: string]: number[];
             } | null;
+            /** @description None: nothing in the model looks ahead. */
+            lookahead?: components["schemas"]["LookaheadProbe"] | null;
+            /** @description None: new weights. */
+            start?: components["schemas"]["StartReport"] | null;
         };
         /**
          * RungRead
@@ -4489,6 +6001,346 @@ export interface components {
              * @description UTC milliseconds since 1970.
              */
             at_ms: number;
+        };
+        /**
+         * SOAPConfig
+         * @description SOAP: AdamW in the eigenbasis of Shampoo's preconditioner, for the matrices of dense layers and of each expert.
+         *
+         *     Embeddings, routers and all vectors are left to AdamW, with the same betas. An M x N matrix keeps 2*M*N numbers as
+         *     in AdamW and 2*M*M + 2*N*N more. Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3, whose defaults these are.
+         */
+        SOAPConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "soap";
+            /** Lr */
+            lr: number;
+            /**
+             * Beta1
+             * @default 0.95
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Of the second moments, and of the matrices whose eigenvectors are the bases.
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Refresh Every
+             * @description Steps between refreshes of the bases.
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @description Longest side of a matrix that gets a basis; a longer one stays as it is.
+             * @default 8192
+             */
+            max_dim: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            dense: components["schemas"]["GroupOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            expert: components["schemas"]["GroupOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverrides"];
+        };
+        /**
+         * SOAPConfig
+         * @description SOAP: AdamW in the eigenbasis of Shampoo's preconditioner, for the matrices of dense layers and of each expert.
+         *
+         *     Embeddings, routers and all vectors are left to AdamW, with the same betas. An M x N matrix keeps 2*M*N numbers as
+         *     in AdamW and 2*M*M + 2*N*N more. Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3, whose defaults these are.
+         */
+        SOAPConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "soap";
+            /** Lr */
+            lr: number;
+            /**
+             * Beta1
+             * @default 0.95
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Of the second moments, and of the matrices whose eigenvectors are the bases.
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Refresh Every
+             * @description Steps between refreshes of the bases.
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @description Longest side of a matrix that gets a basis; a longer one stays as it is.
+             * @default 8192
+             */
+            max_dim: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            dense: components["schemas"]["GroupOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            expert: components["schemas"]["GroupOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverridesInput"];
+        };
+        /**
+         * SOAPRule
+         * @description SOAP for the matrices of one role, AdamW for the role's vectors; see SOAPConfig.
+         */
+        SOAPRule: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "soap";
+            /**
+             * Beta1
+             * @default 0.95
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Refresh Every
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @default 8192
+             */
+            max_dim: number;
+        };
+        /**
+         * SOAPRule
+         * @description SOAP for the matrices of one role, AdamW for the role's vectors; see SOAPConfig.
+         */
+        SOAPRuleInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "soap";
+            /**
+             * Beta1
+             * @default 0.95
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Refresh Every
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @default 8192
+             */
+            max_dim: number;
+        };
+        /**
+         * ScalesConfig
+         * @description Fixed multipliers by which hyper-parameters carry over from one width or depth to another.
+         *
+         *     Sources: Yang et al. 2022 (muP), arXiv:2203.03466, appendix B.1 (output multiplier); Cerebras-GPT,
+         *     arXiv:2304.03208, appendix G (embedding and logits); Yang et al. 2023, arXiv:2310.02244 (residual branches).
+         */
+        ScalesConfig: {
+            /**
+             * Embedding
+             * @description On the embedding's output, before the first layer.
+             * @default 1
+             */
+            embedding: number;
+            /**
+             * Logits
+             * @description On the logits. muP: base width over width.
+             * @default 1
+             */
+            logits: number;
+            /**
+             * Residual
+             * @description On what attention and feed-forward network add to the residual stream, in every layer.
+             * @default 1
+             */
+            residual: number;
+        };
+        /**
+         * ScalesConfig
+         * @description Fixed multipliers by which hyper-parameters carry over from one width or depth to another.
+         *
+         *     Sources: Yang et al. 2022 (muP), arXiv:2203.03466, appendix B.1 (output multiplier); Cerebras-GPT,
+         *     arXiv:2304.03208, appendix G (embedding and logits); Yang et al. 2023, arXiv:2310.02244 (residual branches).
+         */
+        ScalesConfigInput: {
+            /**
+             * Embedding
+             * @description On the embedding's output, before the first layer.
+             * @default 1
+             */
+            embedding: number;
+            /**
+             * Logits
+             * @description On the logits. muP: base width over width.
+             * @default 1
+             */
+            logits: number;
+            /**
+             * Residual
+             * @description On what attention and feed-forward network add to the residual stream, in every layer.
+             * @default 1
+             */
+            residual: number;
+        };
+        /**
+         * ScratchStartConfig
+         * @description New weights, drawn by the run's seed.
+         */
+        ScratchStartConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "scratch";
+        };
+        /**
+         * ScratchStartConfig
+         * @description New weights, drawn by the run's seed.
+         */
+        ScratchStartConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "scratch";
         };
         /**
          * SearchedParameter
@@ -4731,6 +6583,294 @@ export interface components {
             token: string;
         };
         /**
+         * ShampooConfig
+         * @description Shampoo, its steps as long as AdamW's, for the matrices of dense layers and of each expert.
+         *
+         *     Embeddings, routers and all vectors are left to AdamW, with the same betas. An M x N matrix keeps 2*M*N numbers as
+         *     in AdamW and 2*M*M + 2*N*N more. Sources: Gupta et al. 2018, arXiv:1802.09568; Shi et al. 2023 (Distributed
+         *     Shampoo), arXiv:2309.06497.
+         */
+        ShampooConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "shampoo";
+            /** Lr */
+            lr: number;
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Of the second moments that set a step's length, and of the matrices whose roots set its direction.
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Root Eps
+             * @description Share of the largest eigenvalue that is added to all of them before the root.
+             * @default 0.000001
+             */
+            root_eps: number;
+            /**
+             * Refresh Every
+             * @description Steps between refreshes of the roots.
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @description Longest side of a matrix that gets a root; a longer one stays as it is.
+             * @default 8192
+             */
+            max_dim: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            dense: components["schemas"]["GroupOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            expert: components["schemas"]["GroupOverrides"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverrides"];
+        };
+        /**
+         * ShampooConfig
+         * @description Shampoo, its steps as long as AdamW's, for the matrices of dense layers and of each expert.
+         *
+         *     Embeddings, routers and all vectors are left to AdamW, with the same betas. An M x N matrix keeps 2*M*N numbers as
+         *     in AdamW and 2*M*M + 2*N*N more. Sources: Gupta et al. 2018, arXiv:1802.09568; Shi et al. 2023 (Distributed
+         *     Shampoo), arXiv:2309.06497.
+         */
+        ShampooConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "shampoo";
+            /** Lr */
+            lr: number;
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @description Of the second moments that set a step's length, and of the matrices whose roots set its direction.
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Root Eps
+             * @description Share of the largest eigenvalue that is added to all of them before the root.
+             * @default 0.000001
+             */
+            root_eps: number;
+            /**
+             * Refresh Every
+             * @description Steps between refreshes of the roots.
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @description Longest side of a matrix that gets a root; a longer one stays as it is.
+             * @default 8192
+             */
+            max_dim: number;
+            /**
+             * Weight Decay
+             * @default 0.1
+             */
+            weight_decay: number;
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            dense: components["schemas"]["GroupOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": 0,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            router: components["schemas"]["RouterOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            expert: components["schemas"]["GroupOverridesInput"];
+            /**
+             * @default {
+             *       "lr_scale": 1,
+             *       "weight_decay": null,
+             *       "beta1": null,
+             *       "beta2": null
+             *     }
+             */
+            embedding: components["schemas"]["GroupOverridesInput"];
+        };
+        /**
+         * ShampooRule
+         * @description Shampoo for the matrices of one role, AdamW for the role's vectors; see ShampooConfig.
+         */
+        ShampooRule: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "shampoo";
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Root Eps
+             * @default 0.000001
+             */
+            root_eps: number;
+            /**
+             * Refresh Every
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @default 8192
+             */
+            max_dim: number;
+        };
+        /**
+         * ShampooRule
+         * @description Shampoo for the matrices of one role, AdamW for the role's vectors; see ShampooConfig.
+         */
+        ShampooRuleInput: {
+            /**
+             * Lr Scale
+             * @description Factor on the optimizer's learning rate.
+             * @default 1
+             */
+            lr_scale: number;
+            /**
+             * Weight Decay
+             * @default null
+             */
+            weight_decay: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "shampoo";
+            /**
+             * Beta1
+             * @default 0.9
+             */
+            beta1: number;
+            /**
+             * Beta2
+             * @default 0.95
+             */
+            beta2: number;
+            /**
+             * Eps
+             * @default 1e-8
+             */
+            eps: number;
+            /**
+             * Root Eps
+             * @default 0.000001
+             */
+            root_eps: number;
+            /**
+             * Refresh Every
+             * @default 10
+             */
+            refresh_every: number;
+            /**
+             * Max Dim
+             * @default 8192
+             */
+            max_dim: number;
+        };
+        /**
          * SinkhornRouterConfig
          * @description Token choice by an assignment whose load is even: in training the scores of a micro-batch are balanced first.
          *
@@ -4759,12 +6899,25 @@ export interface components {
              */
             scale: number;
             /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
              * Input Jitter
              * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
              *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
              * @default 0
              */
             input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -4806,12 +6959,25 @@ export interface components {
              */
             scale: number;
             /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
              * Input Jitter
              * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
              *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
              * @default 0
              */
             input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -4823,6 +6989,60 @@ export interface components {
              * @default 8
              */
             num_iterations: number;
+        };
+        /**
+         * SkipSpikesConfig
+         * @description Skips the update of a step whose loss or gradient norm is far above those of the steps before it.
+         *
+         *     Source: OLMo-core's SkipStep optimizers (`optim/skip_step_optimizer.py`), whose defaults these are; one-sided, as
+         *     the spike events of the telemetry.
+         */
+        SkipSpikesConfig: {
+            /**
+             * Num Sigmas
+             * @description Standard deviations above the mean from which on a step is skipped.
+             * @default 6
+             */
+            num_sigmas: number;
+            /**
+             * Window
+             * @description Steps that mean and deviation are taken over.
+             * @default 128
+             */
+            window: number;
+            /**
+             * Min Window
+             * @description Steps before the first that may be skipped.
+             * @default 64
+             */
+            min_window: number;
+        };
+        /**
+         * SkipSpikesConfig
+         * @description Skips the update of a step whose loss or gradient norm is far above those of the steps before it.
+         *
+         *     Source: OLMo-core's SkipStep optimizers (`optim/skip_step_optimizer.py`), whose defaults these are; one-sided, as
+         *     the spike events of the telemetry.
+         */
+        SkipSpikesConfigInput: {
+            /**
+             * Num Sigmas
+             * @description Standard deviations above the mean from which on a step is skipped.
+             * @default 6
+             */
+            num_sigmas: number;
+            /**
+             * Window
+             * @description Steps that mean and deviation are taken over.
+             * @default 128
+             */
+            window: number;
+            /**
+             * Min Window
+             * @description Steps before the first that may be skipped.
+             * @default 64
+             */
+            min_window: number;
         };
         /**
          * Spike
@@ -4888,6 +7108,26 @@ export interface components {
         SpikeList: {
             /** Items */
             items: components["schemas"]["Spike"][];
+        };
+        /**
+         * StartReport
+         * @description The weights that a run started from, see `TrainConfig.start`.
+         */
+        StartReport: {
+            /** Kind */
+            kind: string;
+            /** Path */
+            path: string;
+            /**
+             * Sha256
+             * @description Of the weights on disk, as `start.sha256` means it.
+             */
+            sha256: string;
+            /**
+             * Origin
+             * @description What they are, for people.
+             */
+            origin: string;
         };
         /**
          * TPESampler
@@ -4957,7 +7197,7 @@ export interface components {
         };
         /**
          * TopKRouterConfig
-         * @description Token choice: every token takes its `top_k` best experts (dropless).
+         * @description Token choice: every token takes its `top_k` best experts.
          *
          *     Source: Shazeer et al. 2017, arXiv:1701.06538; sigmoid scores: DeepSeek-V3, arXiv:2412.19437, eq. 12-16.
          */
@@ -4981,12 +7221,25 @@ export interface components {
              */
             scale: number;
             /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
              * Input Jitter
              * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
              *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
              * @default 0
              */
             input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -4995,7 +7248,7 @@ export interface components {
         };
         /**
          * TopKRouterConfig
-         * @description Token choice: every token takes its `top_k` best experts (dropless).
+         * @description Token choice: every token takes its `top_k` best experts.
          *
          *     Source: Shazeer et al. 2017, arXiv:1701.06538; sigmoid scores: DeepSeek-V3, arXiv:2412.19437, eq. 12-16.
          */
@@ -5019,12 +7272,25 @@ export interface components {
              */
             scale: number;
             /**
+             * Bias
+             * @description A learned bias per expert on the logits (gpt-oss, arXiv:2508.10925); unlike a selection bias it also weighs.
+             * @default false
+             */
+            bias: boolean;
+            /**
              * Input Jitter
              * @description In training, multiply what the router sees by uniform noise within 1 +/- this (Fedus et al. 2021,
              *     arXiv:2101.03961, appendix C: 0.01); the experts see the token as it is.
              * @default 0
              */
             input_jitter: number;
+            /**
+             * Logit Noise
+             * @description In training, add Gaussian noise of this standard deviation over the number of logits to the logits (Riquelme et
+             *     al. 2021, V-MoE, arXiv:2106.05974, section 2: 1), before anything is made of them.
+             * @default 0
+             */
+            logit_noise: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -5039,7 +7305,7 @@ export interface components {
             model: components["schemas"]["ModelConfig"];
             data: components["schemas"]["DataConfig"];
             /** Optimizer */
-            optimizer: components["schemas"]["AdamWConfig"] | components["schemas"]["MuonConfig"] | components["schemas"]["LionConfig"] | components["schemas"]["AdafactorConfig"] | components["schemas"]["ByRoleConfig"];
+            optimizer: components["schemas"]["AdamWConfig"] | components["schemas"]["MuonConfig"] | components["schemas"]["LionConfig"] | components["schemas"]["AdafactorConfig"] | components["schemas"]["SOAPConfig"] | components["schemas"]["ShampooConfig"] | components["schemas"]["ByRoleConfig"] | components["schemas"]["ByPatternConfig"];
             /**
              * Schedule
              * @default {
@@ -5055,7 +7321,7 @@ export interface components {
              *       "kind": "fp32"
              *     }
              */
-            precision: components["schemas"]["Float32Config"] | components["schemas"]["BFloat16AutocastConfig"];
+            precision: components["schemas"]["Float32Config"] | components["schemas"]["BFloat16AutocastConfig"] | components["schemas"]["FP8Config"] | components["schemas"]["MXFP8Config"] | components["schemas"]["NVFP4Config"];
             loop: components["schemas"]["LoopConfig"];
             /**
              * Seed
@@ -5063,6 +7329,21 @@ export interface components {
              * @default 0
              */
             seed: number;
+            /**
+             * Start
+             * @description Where the weights come from.
+             * @default {
+             *       "kind": "scratch"
+             *     }
+             */
+            start: components["schemas"]["ScratchStartConfig"] | components["schemas"]["CheckpointStartConfig"] | components["schemas"]["HuggingFaceStartConfig"] | components["schemas"]["UpcycleStartConfig"];
+            /**
+             * Trained
+             * @description Which parameters are trained; the others are frozen.
+             * @default all
+             * @enum {string}
+             */
+            trained: "all" | "non_moe" | "moe" | "attention" | "ffn";
         };
         /**
          * TrainConfig
@@ -5072,7 +7353,7 @@ export interface components {
             model: components["schemas"]["ModelConfigInput"];
             data: components["schemas"]["DataConfigInput"];
             /** Optimizer */
-            optimizer: components["schemas"]["AdamWConfigInput"] | components["schemas"]["MuonConfigInput"] | components["schemas"]["LionConfigInput"] | components["schemas"]["AdafactorConfigInput"] | components["schemas"]["ByRoleConfigInput"];
+            optimizer: components["schemas"]["AdamWConfigInput"] | components["schemas"]["MuonConfigInput"] | components["schemas"]["LionConfigInput"] | components["schemas"]["AdafactorConfigInput"] | components["schemas"]["SOAPConfigInput"] | components["schemas"]["ShampooConfigInput"] | components["schemas"]["ByRoleConfigInput"] | components["schemas"]["ByPatternConfigInput"];
             /**
              * Schedule
              * @default {
@@ -5088,7 +7369,7 @@ export interface components {
              *       "kind": "fp32"
              *     }
              */
-            precision: components["schemas"]["Float32ConfigInput"] | components["schemas"]["BFloat16AutocastConfigInput"];
+            precision: components["schemas"]["Float32ConfigInput"] | components["schemas"]["BFloat16AutocastConfigInput"] | components["schemas"]["FP8ConfigInput"] | components["schemas"]["MXFP8ConfigInput"] | components["schemas"]["NVFP4ConfigInput"];
             loop: components["schemas"]["LoopConfigInput"];
             /**
              * Seed
@@ -5096,6 +7377,21 @@ export interface components {
              * @default 0
              */
             seed: number;
+            /**
+             * Start
+             * @description Where the weights come from.
+             * @default {
+             *       "kind": "scratch"
+             *     }
+             */
+            start: components["schemas"]["ScratchStartConfigInput"] | components["schemas"]["CheckpointStartConfigInput"] | components["schemas"]["HuggingFaceStartConfigInput"] | components["schemas"]["UpcycleStartConfigInput"];
+            /**
+             * Trained
+             * @description Which parameters are trained; the others are frozen.
+             * @default all
+             * @enum {string}
+             */
+            trained: "all" | "non_moe" | "moe" | "attention" | "ffn";
         };
         /**
          * TrialCounts
@@ -5294,6 +7590,112 @@ export interface components {
          */
         TrialState: "queued" | "running" | "retrying" | "completed" | "pruned" | "failed" | "infeasible" | "cancelled";
         /**
+         * UpcycleStartConfig
+         * @description A mixture of experts made of a dense model: its MLPs become experts, all else is taken as it is.
+         *
+         *     By `granular` the MLP of a layer is cut along its hidden dimension into G = (dense hidden_dim) / moe.hidden_dim
+         *     shards; by the other methods G is 1. The first `num_shared_experts` shards become the shared experts; of the other R
+         *     the routed experts are copies, expert e of shard e mod R. Routers start new, with equal rows for the R experts of a
+         *     set e // R, so that a token takes whole sets: `top_k` and `num_experts` must be multiples of R. The down-projections
+         *     are scaled by R over `router.scale` and `output_scale`. With normalised weights, `copy` and `granular` thus compute
+         *     at the start what the dense model did, as long as no pair is dropped or sent to a null expert.
+         */
+        UpcycleStartConfig: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * Sha256
+             * @description What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
+             *     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it.
+             * @default null
+             */
+            sha256: string | null;
+            /**
+             * Changed
+             * @description Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
+             *     `data.tokenizer`.
+             * @default []
+             */
+            changed: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "upcycle";
+            /**
+             * Source
+             * @description What is at `path`, as in the start of this kind.
+             * @default checkpoint
+             * @enum {string}
+             */
+            source: "checkpoint" | "hugging_face";
+            /**
+             * Method
+             * @default {
+             *       "kind": "copy"
+             *     }
+             */
+            method: components["schemas"]["CopyMethodConfig"] | components["schemas"]["NoiseMethodConfig"] | components["schemas"]["DropMethodConfig"] | components["schemas"]["GranularMethodConfig"];
+        };
+        /**
+         * UpcycleStartConfig
+         * @description A mixture of experts made of a dense model: its MLPs become experts, all else is taken as it is.
+         *
+         *     By `granular` the MLP of a layer is cut along its hidden dimension into G = (dense hidden_dim) / moe.hidden_dim
+         *     shards; by the other methods G is 1. The first `num_shared_experts` shards become the shared experts; of the other R
+         *     the routed experts are copies, expert e of shard e mod R. Routers start new, with equal rows for the R experts of a
+         *     set e // R, so that a token takes whole sets: `top_k` and `num_experts` must be multiples of R. The down-projections
+         *     are scaled by R over `router.scale` and `output_scale`. With normalised weights, `copy` and `granular` thus compute
+         *     at the start what the dense model did, as long as no pair is dropped or sent to a null expert.
+         */
+        UpcycleStartConfigInput: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * Sha256
+             * @description What the weights must hash to: as `sha256sum` says of their file, or, of several files, of the lines that
+             *     `sha256sum` prints for them in the order of their names. Null takes what is there; either way the run records it.
+             * @default null
+             */
+            sha256: string | null;
+            /**
+             * Changed
+             * @description Dotted paths in which this run differs from what the weights were trained as, say `model.moe.top_k` or
+             *     `data.tokenizer`.
+             * @default []
+             */
+            changed: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "upcycle";
+            /**
+             * Source
+             * @description What is at `path`, as in the start of this kind.
+             * @default checkpoint
+             * @enum {string}
+             */
+            source: "checkpoint" | "hugging_face";
+            /**
+             * Method
+             * @default {
+             *       "kind": "copy"
+             *     }
+             */
+            method: components["schemas"]["CopyMethodConfigInput"] | components["schemas"]["NoiseMethodConfigInput"] | components["schemas"]["DropMethodConfigInput"] | components["schemas"]["GranularMethodConfigInput"];
+        };
+        /**
          * Validation
          * @description What would happen if the spec were submitted. Nothing is stored.
          */
@@ -5307,6 +7709,11 @@ export interface components {
             num_trials: number;
             /** Num Baselines */
             num_baselines: number;
+            /**
+             * Baseline Matches
+             * @description One per baseline with `match`.
+             */
+            baseline_matches: components["schemas"]["BaselineMatch"][];
             /** Space */
             space: components["schemas"]["SearchedParameter"][];
             /** @description Of the base configuration. */
@@ -5392,6 +7799,80 @@ export interface components {
              * @default 0
              */
             final_fraction: number;
+        };
+        /**
+         * ZClipConfig
+         * @description ZClip: the whole gradient scaled down where its norm lies far above the running mean of the norms before it.
+         *
+         *     Source: Kumar et al. 2025, arXiv:2504.02507, in its reciprocal form; the defaults are those of the authors' code.
+         */
+        ZClipConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "zclip";
+            /**
+             * Decay
+             * @description Share of the old mean and variance of the norm in the new ones.
+             * @default 0.97
+             */
+            decay: number;
+            /**
+             * Threshold
+             * @description Standard deviations above the mean from which on the gradient is clipped.
+             * @default 2.5
+             */
+            threshold: number;
+            /**
+             * Warmup Steps
+             * @description First steps, that are not clipped by their deviation: mean and variance start as theirs.
+             * @default 25
+             */
+            warmup_steps: number;
+            /**
+             * Max Norm
+             * @description Norm that the gradient is clipped to besides, in the warm-up too; null does not.
+             * @default null
+             */
+            max_norm: number | null;
+        };
+        /**
+         * ZClipConfig
+         * @description ZClip: the whole gradient scaled down where its norm lies far above the running mean of the norms before it.
+         *
+         *     Source: Kumar et al. 2025, arXiv:2504.02507, in its reciprocal form; the defaults are those of the authors' code.
+         */
+        ZClipConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "zclip";
+            /**
+             * Decay
+             * @description Share of the old mean and variance of the norm in the new ones.
+             * @default 0.97
+             */
+            decay: number;
+            /**
+             * Threshold
+             * @description Standard deviations above the mean from which on the gradient is clipped.
+             * @default 2.5
+             */
+            threshold: number;
+            /**
+             * Warmup Steps
+             * @description First steps, that are not clipped by their deviation: mean and variance start as theirs.
+             * @default 25
+             */
+            warmup_steps: number;
+            /**
+             * Max Norm
+             * @description Norm that the gradient is clipped to besides, in the warm-up too; null does not.
+             * @default null
+             */
+            max_norm: number | null;
         };
     };
     responses: never;

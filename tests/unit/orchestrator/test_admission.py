@@ -323,6 +323,14 @@ def test_tpe_that_only_draws_at_random_is_a_warning() -> None:
     assert "TPE's model is never used" in admitted.warnings[0]
 
 
+def test_router_of_one_expert_whose_weight_is_always_one_is_a_warning() -> None:
+    (warning,) = admit(changed("/base/model/moe/top_k", 1), capacity=None).warnings
+    assert "top_k=1 with router.normalize=true" in warning
+    weighed = changed("/base/model/moe/top_k", 1)
+    weighed["base"]["model"]["moe"]["router"] = {"normalize": False}
+    assert admit(weighed, capacity=None).warnings == []
+
+
 def test_optimizers_and_routers_are_searched_as_options_with_and_without_a_kind() -> None:
     lr = {"float": [1e-4, 1e-2], "log": True}
     space = {
@@ -434,3 +442,16 @@ def test_any_value_anywhere_is_admitted_or_answered_with_places(place: str, valu
         problems = rejected.problems
     assert all(problem.pointer == "" or problem.pointer.startswith("/") for problem in problems)
     assert all(problem.message.isprintable() for problem in problems)
+
+
+def test_weights_to_start_from_are_named_within_the_home() -> None:
+    start = {"kind": "checkpoint", "path": "experiments/a/trials/00003/b"}
+    admitted = admit(changed("/base/start", start), capacity=LAPTOP)
+    assert admitted.spec.base.start.kind == "checkpoint"
+    (problem,) = problems_of(changed("/base/start", start | {"path": "/etc"}))
+    assert (problem.pointer, problem.code) == ("/base/start/path", "absolute_path")
+    (problem,) = problems_of(changed("/base/start", start | {"path": "../../etc"}))
+    assert problem.pointer == "/base/start/path"
+    baseline = {"name": "tuned", "set": {"start": start | {"path": "/etc"}}}
+    (problem,) = problems_of(changed("/baselines", [baseline]))
+    assert (problem.pointer, problem.code) == ("/baselines/0/set", "absolute_path")

@@ -51,6 +51,18 @@ def test_all_else_is_the_bases() -> None:
     assert config.model_dump(exclude={"model"}) == spec.base.model_dump(exclude={"model"})
 
 
+def test_dense_twin_of_quantised_experts_trains_as_the_rest_of_the_base() -> None:
+    base = train_document()
+    base["precision"] = {"kind": "nvfp4", "rest": "bf16_autocast"}
+    ((_, dense), (_, finer)) = baseline_configs(
+        admit(
+            document({"match": "active_params"}, {"match": "total_params", "num_experts": 4}, base=base), capacity=None
+        ).spec
+    )
+    assert dense.precision.kind == "bf16_autocast"
+    assert finer.precision.kind == "nvfp4"
+
+
 def test_set_is_counted_before_the_width_is_derived() -> None:
     plain, narrow = (
         baseline_configs(admitted({"match": "flops", "set": values}))[0][1]

@@ -81,6 +81,7 @@ def test_refusal_names_what_stands_in_the_way(config: ModelConfig, obstacle: str
     ("preset", "model_type"),
     [
         ("cpu-tiny", "glm4_moe"),
+        ("deepseek-v2-lite", "deepseek_v2"),
         ("gpt-oss-20b", "gpt_oss"),
         ("gpu-medium", "glm4_moe"),
         ("mixtral-8x7b", "mixtral"),
@@ -124,7 +125,8 @@ def test_refusal_of_a_wanted_architecture_speaks_of_it_alone() -> None:
 
 
 def test_what_only_training_knows_is_no_obstacle() -> None:
-    trained = moe_fields(router={"input_jitter": 0.1}, balancing=[{"kind": "router_z_loss", "coefficient": 0.1}])
+    noise = {"input_jitter": 0.1, "logit_noise": 1.0}
+    trained = moe_fields(router=noise, balancing=[{"kind": "router_z_loss", "coefficient": 0.1}])
     plain = model_config(moe=moe_fields())
     config = model_config(moe=trained, init_std=0.5, hidden_dim=80)
     assert architecture_of(config).model_type == "mixtral"

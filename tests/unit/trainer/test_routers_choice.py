@@ -223,6 +223,19 @@ def test_jitter_moves_the_choice_in_training_only_and_within_its_bounds() -> Non
     torch.testing.assert_close(router.eval().logits(x_TD), plain_TE)
 
 
+def test_noise_on_the_logits_has_its_deviation_over_the_number_of_experts_in_training_only() -> None:
+    router = with_weights(TopKRouter(TopKRouterConfig(logit_noise=2.0), dim=DIM, num_experts=8, top_k=2))
+    x_TD = random_rows(500, DIM)
+    plain_TE = x_TD @ router.weight.detach().t()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        noise_TE = router.logits(x_TD).detach() - plain_TE
+    # 4000 draws: their mean and deviation are within 5 standard errors.
+    assert abs(noise_TE.mean().item()) < 5 * 0.25 / 4000**0.5
+    assert noise_TE.std().item() == pytest.approx(2.0 / 8, abs=5 * 0.25 / 8000**0.5)
+    torch.testing.assert_close(router.eval().logits(x_TD), plain_TE)
+
+
 @pytest.mark.parametrize(
     "router",
     [
@@ -231,9 +244,9 @@ def test_jitter_moves_the_choice_in_training_only_and_within_its_bounds() -> Non
         {"kind": "sinkhorn"},
         {"kind": "expert_choice", "predictor": True},
         {"kind": "group_limited", "num_groups": 2, "groups_per_token": 1},
-        {"input_jitter": 0.1},
+        {"input_jitter": 0.1, "logit_noise": 1.0},
     ],
-    ids=lambda router: router.get("kind", "jitter"),
+    ids=lambda router: router.get("kind", "noise"),
 )
 def test_run_stopped_and_resumed_is_bit_equal(tmp_path: Path, router: dict[str, Any]) -> None:
     moe = {"num_experts": 4, "top_k": 2, "hidden_dim": 16, "router": router}

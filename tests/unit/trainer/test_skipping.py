@@ -15,8 +15,8 @@ from tests.support.models import CPU, random_rows
 from tests.support.training import STEP_TOKENS, Finished, run_training, train_config
 from trainer.checkpoint_manifest import checkpoint_folder
 from trainer.config import TrainConfig
-from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.config.optimizers import AdamWConfig
+from trainer.config.spike_policies import SkipSpikesConfig
 from trainer.metrics.spikes import SpikeDetector
 from trainer.model.build import build_model
 from trainer.optimizers.build import build_optimizer

@@ -35,7 +35,7 @@ def test_run_starts_from_scratch_unless_it_says_otherwise() -> None:
 @pytest.mark.parametrize(
     ("start", "moe", "reason"),
     [
-        ({"kind": "checkpoint", "path": "runs/7"}, None, r"(?s)start\.checkpoint\.path.*'runs/7' is relative"),
+        ({"kind": "checkpoint", "path": "runs/../7"}, None, r"(?s)start\.checkpoint\.path.*'runs/\.\./7' goes up"),
         ({"kind": "checkpoint", "path": "/runs/7", "sha256": "abc"}, None, r"start\.checkpoint\.sha256"),
         ({"kind": "checkpoint"}, None, r"(?s)start\.checkpoint\.path.*required"),
         ({"kind": "upcycle", "path": "/runs/7"}, None, r"start\.kind=upcycle .* model\.moe is null"),

@@ -33,7 +33,7 @@ def upcycled(path: Path, *, method: dict[str, Any] | None = None, seed: int = 0,
     """Returns the model that a run with this mixture of experts starts from."""
     config = upcycling_config(path, method=method, seed=seed, **moe)
     model = build_model(config.model, seed=config.seed, device=CPU)
-    report = apply_start(config, model)
+    report = apply_start(config, model, root=None)
     assert report is not None
     assert report.origin == "a test"
     return model
@@ -185,7 +185,7 @@ def test_another_dense_model_is_refused_by_its_fields(tmp_path: Path, dense: Tra
     other = config.model.model_dump() | {"norm_eps": 1e-6}
     config = TrainConfig.model_validate(config.model_dump() | {"model": other})
     with pytest.raises(StartInvalid, match=r"model\.norm_eps: weights 1e-05, this run 1e-06"):
-        apply_start(config, build_model(config.model, seed=0, device=CPU))
+        apply_start(config, build_model(config.model, seed=0, device=CPU), root=None)
 
 
 def test_mixture_of_experts_is_not_upcycled_again(tmp_path: Path) -> None:

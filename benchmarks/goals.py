@@ -1,0 +1,117 @@
+"""The goals for speed and what the kept results say of them: `python -m benchmarks.goals` prints the table of the docs.
+
+Every goal takes the worst of the shapes it is about.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.machine import RESULTS
+
+MIN_DIM = 192
+"""The narrowest model that the goals for a layer are about."""
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Name of a benchmark -> the content of its file."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound and what is held against it.
+
+    Attributes:
+        name: what is measured, for people.
+        bound: the largest value allowed, or the smallest if `at_least`.
+        values: of all shapes the goal is about, from the results.
+    """
+
+    name: str
+    bound: float
+    values: Callable[[Results, str], list[float]]
+    at_least: bool = False
+    percent: bool = False
+
+    def row(self, results: Results) -> str:
+        """Returns the goal's line of the table; by medians only where the benchmark keeps them."""
+        found = [self._worst(self.values(results, kind)) for kind in ("ratios", "median_ratios")]
+        met = [worst is None or (worst >= self.bound if self.at_least else worst <= self.bound) for worst in found]
+        verdict = "yes" if all(met) else "by least times only" if met[0] else "no"
+        relation = ">=" if self.at_least else "<="
+        cells = [f"{relation} {self._text(self.bound)}", *(self._text(worst) for worst in found), verdict]
+        return f"| {self.name} | {' | '.join(cells)} |"
+
+    def _worst(self, values: list[float]) -> float | None:
+        if not values:
+            return None
+        return min(values) if self.at_least else max(values)
+
+    def _text(self, value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _of_layers(experts: Callable[[int], bool]) -> Callable[[Results, str], list[float]]:
+    def values(results: Results, kind: str) -> list[float]:
+        return [
+            each[kind]["layer_to_matmuls"]
+            for each in results["kernels"]["report"]["measurements"]
+            if kind in each and each["shape"]["dim"] >= MIN_DIM and experts(each["shape"]["num_experts"])
+        ]
+
+    return values
+
+
+def _of_steps(ratio: str, num_experts: int) -> Callable[[Results, str], list[float]]:
+    def values(results: Results, kind: str) -> list[float]:
+        return [
+            each[kind][ratio]
+            for each in results["step"]["report"]["measurements"]
+            if each["size"]["num_experts"] == num_experts
+        ]
+
+    return values
+
+
+def _of_attentions(results: Results, kind: str) -> list[float]:
+    return [
+        value
+        for each in results["attention"]["report"]["measurements"]
+        for name, value in each.get(kind, {}).items()
+        if name.startswith("naive_to_")
+    ]
+
+
+GOALS = (
+    Goal("MoE layer over matmuls of the same FLOPs, E <= 16", 1.5, _of_layers(lambda number: number <= 16)),
+    Goal("MoE layer over matmuls of the same FLOPs, E = 64", 2.1, _of_layers(lambda number: number == 64)),
+    Goal("step over that of the dense twin, E = 8", 1.15, _of_steps("moe_to_dense", 8)),
+    Goal("step over that of the dense twin, E = 64", 1.6, _of_steps("moe_to_dense", 64)),
+    Goal("naive form over every kind of attention", 1.0, _of_attentions, at_least=True),
+    Goal("tokens/s over transformers', E = 8", 1.1, _of_steps("transformers_to_moe", 8), at_least=True),
+    Goal("tokens/s over transformers', E = 64", 1.25, _of_steps("transformers_to_moe", 64), at_least=True),
+    Goal("telemetry, share of a step, E = 16", 0.02, _of_steps("telemetry_overhead", 16), percent=True),
+    Goal("telemetry, share of a step, E = 64", 0.06, _of_steps("telemetry_overhead", 64), percent=True),
+)
+
+
+def kept_results() -> dict[str, Any]:
+    """Returns the contents of all files in `benchmarks/results`, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def table(results: Results, goals: Iterable[Goal] = GOALS) -> str:
+    """Returns the goals as a table in Markdown."""
+    rows = [goal.row(results) for goal in goals]
+    return "\n".join(["| ratio | goal | by least times | by medians | met |", "|---|---|---|---|---|", *rows])
+
+
+def main() -> None:
+    """Prints the table."""
+    print(table(kept_results()))
+
+
+if __name__ == "__main__":
+    main()
