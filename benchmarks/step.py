@@ -183,7 +183,13 @@ class SilentBuffer(StepBuffer):
         return torch.zeros(self._shape_LE)
 
     def finish_step(
-        self, *, grad_norm: Tensor, selection_bias_LE: Tensor | None, skipped: Tensor | None = None
+        self,
+        *,
+        grad_norm: Tensor,
+        selection_bias_LE: Tensor | None,
+        skipped: Tensor | None = None,
+        group_norms_G: Tensor | None = None,
+        ratios_R: Tensor | None = None,
     ) -> None: ...
 
 

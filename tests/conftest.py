@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +21,7 @@ os.environ.pop("EVENLOAD_TOKEN", None)
 os.environ.pop("EVENLOAD_DATABASE_URL", None)
 
 # The same examples on every machine, and no verdict by the clock of a busy one.
-settings.register_profile("evenload", deadline=None, derandomize=True)
+settings.register_profile("evenload", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("evenload")
 
 

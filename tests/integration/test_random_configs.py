@@ -180,6 +180,9 @@ def bound(declared: str, moe: MoEConfig | None) -> float:
         "sqrt(num_experts / max(top_k - num_null_experts, 1) - 1)": math.sqrt(num_experts / fewest - 1),
         "1 / max(top_k - num_null_experts, 1)": 1 / fewest,
         "1 - max(top_k - num_null_experts, 0) / num_experts": 1 - max(top_k - num_null, 0) / num_experts,
+        "ln(num_experts + num_null_experts) / 2": math.log(num_experts + num_null) / 2,
+        "max(top_k - num_null_experts, 1)": fewest,
+        "2 - 2 max(top_k - num_null_experts, 1) / num_experts": 2 - 2 * fewest / num_experts,
         "num_experts": num_experts,
         "num_experts / 2": num_experts / 2,
     }
@@ -193,8 +196,10 @@ def test_step_does_not_depend_on_how_it_is_split(number: int) -> None:
     expected, found = first_step(config, micro_batch_size=BATCH_SIZE), first_step(config, micro_batch_size=1)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        # Sums of float32 numbers in another order.
-        tolerance = 1e-4 * tensor.abs().max().item() + 1e-7
+        if name == "micro_max_violation":
+            continue  # a mean over micro-batches by definition
+        # Sums of float32 numbers in another order; a spread is the small difference of two of them.
+        tolerance = 1e-4 * tensor.abs().max().item() + (1e-3 if name.endswith("_std") else 1e-7)
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
 
 

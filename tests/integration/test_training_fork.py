@@ -153,7 +153,7 @@ def test_checkpoint_that_is_not_the_one_meant_ends_the_run_before_its_first_step
     failed = run_training(forked, tmp_path / "fork").last
     assert (failed.kind, failed.step) == ("failed", 0)
     assert failed.message is not None
-    expected = {"gone": "CheckpointInvalid", "altered": "model.safetensors", "another": "mean another one"}
+    expected = {"gone": "StartInvalid", "altered": "model.safetensors", "another": "mean another one"}
     assert expected[damage] in failed.message
 
 

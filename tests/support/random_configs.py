@@ -105,7 +105,23 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "num_sigmas": (0.01, 6.0),
     "SkipSpikesConfig.window": (2, 3, 128),
     "min_window": (2, 3),
+    # Spike policies and alarms; nothing that stops a run.
+    "LowerLearningRateConfig.factor": (0.1, 0.5),
+    "LowerLearningRateConfig.num_steps": (1, 100),
+    "num_skipped_steps": (0, 1),
+    "max_rewinds": (1, 10),
+    "MetricRule.metric": ("train/loss", "router/max_violation"),
+    "rearm": (0.0, 3.0),
+    "for_steps": (1, 2),
+    "max_load_share": (0.5, 0.9),
+    "effective_fraction": (0.25, 0.6),
+    "max_fraction": (0.0, 0.05),
+    "rise": (0.1, 0.5),
+    "EntropyFloorRule.fraction": (0.01, 0.9),
+    "stop_when": ((),),
     # Data and loop.
+    "measure_updates_every_steps": (1, 2),
+    "probe_tokens": (0, 64),
     "mixture": ({"legal": 1}, {"legal": 1, "speeches": 2}),
     "tokenizer": ("bpe-1024",),
     "evaluation_tokens": (64,),
@@ -170,7 +186,7 @@ def options_of(section: BaseModel, path: str = "") -> set[str]:
     return found
 
 
-_UNBOUND = {"PatternGroup.pattern"}
+_UNBOUND = {"PatternGroup.pattern", "MetricRule.metric"}
 
 
 def all_options(annotation: Any = TrainConfig) -> set[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from torch import Tensor
@@ -104,5 +105,14 @@ def read_chunks(folder: Path, kind: str) -> pa.Table:
 
 
 def exact_columns(table: pa.Table) -> pa.Table:
-    """Returns the columns that two equal runs share to the last bit: all but times and speeds."""
-    return table.select([name for name in table.column_names if name != "time_ms" and "throughput/" not in name])
+    """Returns the columns that two equal runs share to the last bit: all but times and speeds.
+
+    What was not measured, NaN, is null in it, so that it equals itself.
+    """
+    names = [name for name in table.column_names if name != "time_ms" and "throughput/" not in name]
+    columns: list[Any] = [table[name] for name in names]
+    measured = [
+        pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
+        for column in columns
+    ]
+    return pa.table(dict(zip(names, measured, strict=True)))

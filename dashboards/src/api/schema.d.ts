@@ -292,6 +292,69 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/trials/{trial_id}/checkpoints": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Checkpoints
+         * @description The checkpoints of a trial that are kept: what it can be forked from.
+         */
+        get: operations["list_checkpoints"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/trials/{trial_id}/forks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Forks
+         * @description The experiments forked from a trial, oldest first.
+         */
+        get: operations["list_forks"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/runs/{run_id}:fork": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Fork Run
+         * @description Queue an experiment of one trial that goes on from a checkpoint of the run, with some values changed.
+         *
+         *     Weights, optimizer states and the place in the data are the checkpoint's. Repeating the call with the same key and
+         *     body gives the first answer.
+         */
+        post: operations["fork_run"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/series:query": {
         parameters: {
             query?: never;
@@ -364,6 +427,26 @@ export interface paths {
          * @description Loads relative to a fair share over all of training, one byte each; see LoadHistoryMeta.
          */
         get: operations["get_load_history"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/trials/{trial_id}/alarms": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Alarms
+         * @description Alarms that the rules of the trial's config raised and cleared.
+         */
+        get: operations["list_alarms"];
         put?: never;
         post?: never;
         delete?: never;
@@ -502,7 +585,7 @@ export interface components {
          *
          *     Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
          *     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a
-         *     stopped trial.
+         *     stopped trial. In a synchronous experiment it is successive halving (algorithm 1) of each batch.
          */
         ASHAScheduler: {
             /**
@@ -524,7 +607,7 @@ export interface components {
          *
          *     Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
          *     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a
-         *     stopped trial.
+         *     stopped trial. In a synchronous experiment it is successive halving (algorithm 1) of each batch.
          */
         ASHASchedulerInput: {
             /**
@@ -1039,6 +1122,74 @@ export interface components {
             eps: number;
         };
         /**
+         * Alarm
+         * @description A rule about a metric that began to hold, or ceased to.
+         */
+        Alarm: {
+            /** Trial Id */
+            trial_id: string;
+            /** Run Id */
+            run_id: string;
+            /** Step */
+            step: number;
+            /** Tokens */
+            tokens: number;
+            /**
+             * Time Ms
+             * @description UTC milliseconds since 1970.
+             */
+            time_ms: number;
+            /**
+             * Rule
+             * @description Kind of the rule, or its metric.
+             */
+            rule: string;
+            /**
+             * Severity
+             * @description `stop`: the run ended for it.
+             * @enum {string}
+             */
+            severity: "warn" | "stop";
+            /**
+             * Change
+             * @enum {string}
+             */
+            change: "raised" | "cleared";
+            /** Metric */
+            metric: string;
+            /**
+             * Comparison
+             * @enum {string}
+             */
+            comparison: "at_least" | "at_most";
+            /** Threshold */
+            threshold: number;
+            /** For Steps */
+            for_steps: number;
+            /**
+             * Layer
+             * @description Index in the whole model; null where it is about no single layer.
+             */
+            layer: number | null;
+            /** Value */
+            value: number | null;
+            /**
+             * First Step
+             * @description From which on the rule held (or, of a cleared alarm, did not) without a break.
+             */
+            first_step: number;
+            /** Message */
+            message: string;
+        };
+        /**
+         * AlarmList
+         * @description Alarms of a trial in order of their step.
+         */
+        AlarmList: {
+            /** Items */
+            items: components["schemas"]["Alarm"][];
+        };
+        /**
          * BFloat16AutocastConfig
          * @description bfloat16 autocast over float32 master weights; router, norms and loss stay in float32.
          */
@@ -1201,6 +1352,50 @@ export interface components {
             params: {
                 [key: string]: boolean | number | string | null;
             };
+        };
+        /**
+         * BestValue
+         * @description The best evaluation so far. It favours trials that are evaluated often and noisily: best of many is no mean.
+         */
+        BestValue: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "best";
+        };
+        /**
+         * BestValue
+         * @description The best evaluation so far. It favours trials that are evaluated often and noisily: best of many is no mean.
+         */
+        BestValueInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "best";
+        };
+        /**
+         * BruteForceSampler
+         * @description Every combination once, as the grid has them, in an order drawn from `seed`: any first part is a fair sample.
+         */
+        BruteForceSampler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "brute_force";
+        };
+        /**
+         * BruteForceSampler
+         * @description Every combination once, as the grid has them, in an order drawn from `seed`: any first part is a fair sample.
+         */
+        BruteForceSamplerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "brute_force";
         };
         /**
          * ByPatternConfig
@@ -1419,6 +1614,48 @@ export interface components {
             embedding: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
         };
         /**
+         * CMAESSampler
+         * @description Covariance matrix adaptation: a normal distribution over the numeric parameters, moved by one generation after
+         *     another.
+         *
+         *     Choices, options and what is inside of them are drawn at random. Source: Hansen 2016, arXiv:1604.00772; as
+         *     implemented by the package cmaes.
+         */
+        CMAESSampler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "cmaes";
+            /**
+             * Population Size
+             * @description Completed trials of a generation; null: 4 + floor(3 ln d) for d numeric parameters (equation 48).
+             * @default null
+             */
+            population_size: number | null;
+        };
+        /**
+         * CMAESSampler
+         * @description Covariance matrix adaptation: a normal distribution over the numeric parameters, moved by one generation after
+         *     another.
+         *
+         *     Choices, options and what is inside of them are drawn at random. Source: Hansen 2016, arXiv:1604.00772; as
+         *     implemented by the package cmaes.
+         */
+        CMAESSamplerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "cmaes";
+            /**
+             * Population Size
+             * @description Completed trials of a generation; null: 4 + floor(3 ln d) for d numeric parameters (equation 48).
+             * @default null
+             */
+            population_size: number | null;
+        };
+        /**
          * CapacityConfig
          * @description The most tokens an expert takes of a micro-batch in training: C = ceil(factor * T * top_k / num_experts) of T.
          *
@@ -1489,7 +1726,49 @@ export interface components {
          * @description Why a trial or a run ended as it did; `None` where it simply completed.
          * @enum {string}
          */
-        Cause: "asha" | "diverged" | "out_of_memory" | "invalid_config" | "does_not_fit" | "data_invalid" | "error" | "process_lost" | "retries_exhausted" | "user";
+        Cause: "asha" | "hyperband" | "median" | "patience" | "stop_rule" | "diverged" | "out_of_memory" | "invalid_config" | "does_not_fit" | "data_invalid" | "error" | "process_lost" | "retries_exhausted" | "user";
+        /**
+         * CheckpointList
+         * @description Checkpoints of a trial, fewest tokens first.
+         */
+        CheckpointList: {
+            /** Items */
+            items: components["schemas"]["CheckpointRead"][];
+        };
+        /**
+         * CheckpointRead
+         * @description A checkpoint that is kept.
+         */
+        CheckpointRead: {
+            /** Id */
+            id: string;
+            /** Trial Id */
+            trial_id: string;
+            /**
+             * Run Id
+             * @description The run that wrote it.
+             */
+            run_id: string;
+            /** Step */
+            step: number;
+            /** Tokens */
+            tokens: number;
+            /**
+             * Objective
+             * @description At this step; null if the run was not evaluated there.
+             */
+            objective: number | null;
+            /**
+             * Is Pinned
+             * @description A fork began from it: it is not deleted.
+             */
+            is_pinned: boolean;
+            /**
+             * At Ms
+             * @description UTC milliseconds since 1970.
+             */
+            at_ms: number;
+        };
         /**
          * CheckpointStartConfig
          * @description Our own weights: a checkpoint of a run, a run's folder (its newest sound one), or what `python -m trainer import`
@@ -1573,6 +1852,76 @@ export interface components {
             choice: (boolean | number | string | null)[];
         };
         /**
+         * CollapseRule
+         * @description Routing that has collapsed onto few experts, in any layer.
+         *
+         *     Either the busiest expert gets nearly all it can (1 / top_k), or the loads amount to few experts. A first layer
+         *     whose busiest expert is at 1 / top_k has been seen in healthy runs, so the default only warns.
+         *
+         *     Source: the series of nmoe (Noumena 2026, pages 0000 and 0002): in a collapsed run max_load stays at 1 / top_k in
+         *     many layers while the mean entropy over layers looks healthy; the fractions and the 100 steps are ours.
+         */
+        CollapseRule: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "collapse";
+            /**
+             * Max Load Share
+             * @description Of 1 / top_k, for the busiest expert's load fraction. Not watched where balanced loads come within a factor of
+             *     two of it.
+             * @default 0.9
+             */
+            max_load_share: number;
+            /**
+             * Effective Fraction
+             * @description Least exp(load entropy) over the number of experts. Not watched where top_k experts are more than that.
+             * @default 0.25
+             */
+            effective_fraction: number;
+            /**
+             * For Steps
+             * @default 100
+             */
+            for_steps: number;
+        };
+        /**
+         * CollapseRule
+         * @description Routing that has collapsed onto few experts, in any layer.
+         *
+         *     Either the busiest expert gets nearly all it can (1 / top_k), or the loads amount to few experts. A first layer
+         *     whose busiest expert is at 1 / top_k has been seen in healthy runs, so the default only warns.
+         *
+         *     Source: the series of nmoe (Noumena 2026, pages 0000 and 0002): in a collapsed run max_load stays at 1 / top_k in
+         *     many layers while the mean entropy over layers looks healthy; the fractions and the 100 steps are ours.
+         */
+        CollapseRuleInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "collapse";
+            /**
+             * Max Load Share
+             * @description Of 1 / top_k, for the busiest expert's load fraction. Not watched where balanced loads come within a factor of
+             *     two of it.
+             * @default 0.9
+             */
+            max_load_share: number;
+            /**
+             * Effective Fraction
+             * @description Least exp(load entropy) over the number of experts. Not watched where top_k experts are more than that.
+             * @default 0.25
+             */
+            effective_fraction: number;
+            /**
+             * For Steps
+             * @default 100
+             */
+            for_steps: number;
+        };
+        /**
          * Comparison
          * @description All trials side by side, best first.
          */
@@ -1645,6 +1994,11 @@ export interface components {
              * @description To every completed baseline but itself.
              */
             differences: components["schemas"]["BaselineDifference"][];
+            /**
+             * Violations
+             * @description The limits of the objective that the trial is beyond, with its figures; such trials rank behind the others.
+             */
+            violations: string[];
             /** Final Loss */
             final_loss: number | null;
             /** Domains */
@@ -1889,6 +2243,46 @@ export interface components {
             document_masking: boolean;
         };
         /**
+         * DeadExpertsRule
+         * @description Experts that no token has chosen in the last 100 steps, in any layer.
+         *
+         *     Source: as for `collapse`; that it takes a window, since small batches leave experts out by chance, is also in
+         *     NeMo Automodel's load metrics.
+         */
+        DeadExpertsRule: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "dead_experts";
+            /**
+             * Max Fraction
+             * @description Fraction of a layer's experts up to which nothing is said.
+             * @default 0.05
+             */
+            max_fraction: number;
+        };
+        /**
+         * DeadExpertsRule
+         * @description Experts that no token has chosen in the last 100 steps, in any layer.
+         *
+         *     Source: as for `collapse`; that it takes a window, since small batches leave experts out by chance, is also in
+         *     NeMo Automodel's load metrics.
+         */
+        DeadExpertsRuleInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "dead_experts";
+            /**
+             * Max Fraction
+             * @description Fraction of a layer's experts up to which nothing is said.
+             * @default 0.05
+             */
+            max_fraction: number;
+        };
+        /**
          * Diff
          * @description Only the configuration values that differ.
          */
@@ -1931,6 +2325,54 @@ export interface components {
              * @description Whether the trial has the value at all.
              */
             present: boolean[];
+        };
+        /**
+         * DivergenceRule
+         * @description A loss that has climbed from where it was and stays there: what a spike detector, whose baseline follows, misses.
+         *
+         *     The running mean of the loss (`train/loss_rise` says how it is taken) is compared with the least it ever was.
+         */
+        DivergenceRule: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "divergence";
+            /**
+             * Rise
+             * @description Nats per token above the least running mean so far.
+             * @default 0.5
+             */
+            rise: number;
+            /**
+             * For Steps
+             * @default 50
+             */
+            for_steps: number;
+        };
+        /**
+         * DivergenceRule
+         * @description A loss that has climbed from where it was and stays there: what a spike detector, whose baseline follows, misses.
+         *
+         *     The running mean of the loss (`train/loss_rise` says how it is taken) is compared with the least it ever was.
+         */
+        DivergenceRuleInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "divergence";
+            /**
+             * Rise
+             * @description Nats per token above the least running mean so far.
+             * @default 0.5
+             */
+            rise: number;
+            /**
+             * For Steps
+             * @default 50
+             */
+            for_steps: number;
         };
         /**
          * DomainInformation
@@ -2010,6 +2452,54 @@ export interface components {
             share: number;
         };
         /**
+         * EntropyFloorRule
+         * @description A router so decided, in any layer, that nothing but noise could change its mind: softmax passes no gradient on.
+         *
+         *     Not watched where the router has no distribution of its own (`hash`, `random`).
+         */
+        EntropyFloorRule: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "entropy_floor";
+            /**
+             * Fraction
+             * @description Least token entropy, as a fraction of the logarithm of the router's number of outputs.
+             * @default 0.01
+             */
+            fraction: number;
+            /**
+             * For Steps
+             * @default 100
+             */
+            for_steps: number;
+        };
+        /**
+         * EntropyFloorRule
+         * @description A router so decided, in any layer, that nothing but noise could change its mind: softmax passes no gradient on.
+         *
+         *     Not watched where the router has no distribution of its own (`hash`, `random`).
+         */
+        EntropyFloorRuleInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "entropy_floor";
+            /**
+             * Fraction
+             * @description Least token entropy, as a fraction of the logarithm of the router's number of outputs.
+             * @default 0.01
+             */
+            fraction: number;
+            /**
+             * For Steps
+             * @default 100
+             */
+            for_steps: number;
+        };
+        /**
          * Estimated
          * @description A number with what it rests on.
          */
@@ -2076,7 +2566,7 @@ export interface components {
             /**
              * Kind
              * @description `experiment.state`, `trial.proposed`, `trial.state`, `run.state`, `rung.arrived`, `rung.decided`,
-             *     `checkpoint.committed`, `evaluation`, `spike`, `command.*`.
+             *     `checkpoint.committed`, `evaluation`, `spike`, `alarm`, `command.*`.
              */
             kind: string;
             /** Experiment Id */
@@ -2173,6 +2663,8 @@ export interface components {
              * @description The experiment's page in the MLflow UI.
              */
             mlflow_url: string | null;
+            /** @description Where it goes on from; null if it is no fork. */
+            fork: components["schemas"]["ForkRead"] | null;
         };
         /**
          * ExperimentPage
@@ -2212,6 +2704,22 @@ export interface components {
                 [key: string]: components["schemas"]["IntDomain"] | components["schemas"]["FloatDomain"] | components["schemas"]["ChoiceDomain"] | components["schemas"]["OptionsDomain"];
             };
             /**
+             * Constraints
+             * @description What every point has to satisfy, e.g. `model.moe.top_k <= model.moe.num_experts`: a comparison of numbers and
+             *     dotted paths, see docs/search.md. A proposal that does not is drawn again.
+             * @default []
+             */
+            constraints: string[];
+            /**
+             * Enqueue
+             * @description Points that run before the sampler's own and count as trials of the search: parameter path -> value. What a point
+             *     leaves out is drawn at random.
+             * @default []
+             */
+            enqueue: {
+                [key: string]: boolean | number | string | null;
+            }[];
+            /**
              * Baselines
              * @default []
              */
@@ -2220,7 +2728,11 @@ export interface components {
              * @default {
              *       "metric": "eval/bits_per_byte",
              *       "domain": "all",
-             *       "direction": "minimize"
+             *       "direction": "minimize",
+             *       "value": {
+             *         "kind": "last"
+             *       },
+             *       "constraints": []
              *     }
              */
             objective: components["schemas"]["Objective"];
@@ -2230,17 +2742,18 @@ export interface components {
              *       "kind": "random"
              *     }
              */
-            sampler: components["schemas"]["RandomSampler"] | components["schemas"]["GridSampler"] | components["schemas"]["TPESampler"];
+            sampler: components["schemas"]["RandomSampler"] | components["schemas"]["GridSampler"] | components["schemas"]["TPESampler"] | components["schemas"]["QMCSampler"] | components["schemas"]["GPSampler"] | components["schemas"]["CMAESSampler"] | components["schemas"]["NSGA2Sampler"] | components["schemas"]["BruteForceSampler"];
             /**
              * Scheduler
              * @default {
              *       "kind": "none"
              *     }
              */
-            scheduler: components["schemas"]["NoScheduler"] | components["schemas"]["ASHAScheduler"];
+            scheduler: components["schemas"]["NoScheduler"] | components["schemas"]["ASHAScheduler"] | components["schemas"]["HyperbandScheduler"] | components["schemas"]["MedianScheduler"] | components["schemas"]["PatienceScheduler"];
             /**
              * Num Trials
-             * @description Trials of the search, baselines not counted. Left out with the grid sampler: the whole grid.
+             * @description Trials of the search, baselines not counted. Left out with the grid and brute-force samplers: the
+             *     whole grid, and what is enqueued.
              * @default null
              */
             num_trials: number | null;
@@ -2272,11 +2785,25 @@ export interface components {
              */
             resources: components["schemas"]["Resources"];
             /**
+             * @default {
+             *       "last": 1,
+             *       "best": false,
+             *       "pinned_tokens": []
+             *     }
+             */
+            keep_checkpoints: components["schemas"]["KeptCheckpoints"];
+            /**
              * Max Retries
              * @description How often a trial whose process or node was lost is tried again.
              * @default 3
              */
             max_retries: number;
+            /**
+             * @default {
+             *       "tensorboard": false
+             *     }
+             */
+            tracking: components["schemas"]["Tracking"];
             /**
              * Seed
              * @description Seeds the sampler. The trials' own seed is `base.seed`.
@@ -2312,6 +2839,22 @@ export interface components {
                 [key: string]: components["schemas"]["IntDomainInput"] | components["schemas"]["FloatDomainInput"] | components["schemas"]["ChoiceDomainInput"] | components["schemas"]["OptionsDomainInput"];
             };
             /**
+             * Constraints
+             * @description What every point has to satisfy, e.g. `model.moe.top_k <= model.moe.num_experts`: a comparison of numbers and
+             *     dotted paths, see docs/search.md. A proposal that does not is drawn again.
+             * @default []
+             */
+            constraints: string[];
+            /**
+             * Enqueue
+             * @description Points that run before the sampler's own and count as trials of the search: parameter path -> value. What a point
+             *     leaves out is drawn at random.
+             * @default []
+             */
+            enqueue: {
+                [key: string]: boolean | number | string | null;
+            }[];
+            /**
              * Baselines
              * @default []
              */
@@ -2320,7 +2863,11 @@ export interface components {
              * @default {
              *       "metric": "eval/bits_per_byte",
              *       "domain": "all",
-             *       "direction": "minimize"
+             *       "direction": "minimize",
+             *       "value": {
+             *         "kind": "last"
+             *       },
+             *       "constraints": []
              *     }
              */
             objective: components["schemas"]["ObjectiveInput"];
@@ -2330,17 +2877,18 @@ export interface components {
              *       "kind": "random"
              *     }
              */
-            sampler: components["schemas"]["RandomSamplerInput"] | components["schemas"]["GridSamplerInput"] | components["schemas"]["TPESamplerInput"];
+            sampler: components["schemas"]["RandomSamplerInput"] | components["schemas"]["GridSamplerInput"] | components["schemas"]["TPESamplerInput"] | components["schemas"]["QMCSamplerInput"] | components["schemas"]["GPSamplerInput"] | components["schemas"]["CMAESSamplerInput"] | components["schemas"]["NSGA2SamplerInput"] | components["schemas"]["BruteForceSamplerInput"];
             /**
              * Scheduler
              * @default {
              *       "kind": "none"
              *     }
              */
-            scheduler: components["schemas"]["NoSchedulerInput"] | components["schemas"]["ASHASchedulerInput"];
+            scheduler: components["schemas"]["NoSchedulerInput"] | components["schemas"]["ASHASchedulerInput"] | components["schemas"]["HyperbandSchedulerInput"] | components["schemas"]["MedianSchedulerInput"] | components["schemas"]["PatienceSchedulerInput"];
             /**
              * Num Trials
-             * @description Trials of the search, baselines not counted. Left out with the grid sampler: the whole grid.
+             * @description Trials of the search, baselines not counted. Left out with the grid and brute-force samplers: the
+             *     whole grid, and what is enqueued.
              * @default null
              */
             num_trials: number | null;
@@ -2372,11 +2920,25 @@ export interface components {
              */
             resources: components["schemas"]["ResourcesInput"];
             /**
+             * @default {
+             *       "last": 1,
+             *       "best": false,
+             *       "pinned_tokens": []
+             *     }
+             */
+            keep_checkpoints: components["schemas"]["KeptCheckpointsInput"];
+            /**
              * Max Retries
              * @description How often a trial whose process or node was lost is tried again.
              * @default 3
              */
             max_retries: number;
+            /**
+             * @default {
+             *       "tensorboard": false
+             *     }
+             */
+            tracking: components["schemas"]["TrackingInput"];
             /**
              * Seed
              * @description Seeds the sampler. The trials' own seed is `base.seed`.
@@ -2741,6 +3303,180 @@ export interface components {
              * @default false
              */
             log: boolean;
+        };
+        /**
+         * ForkList
+         * @description Experiments forked from a trial, oldest first.
+         */
+        ForkList: {
+            /** Items */
+            items: components["schemas"]["ForkRead"][];
+        };
+        /**
+         * ForkRead
+         * @description An experiment that goes on from a checkpoint of another one's run.
+         */
+        ForkRead: {
+            /**
+             * Experiment Id
+             * @description The fork.
+             */
+            experiment_id: string;
+            /** Parent Experiment Id */
+            parent_experiment_id: string;
+            /**
+             * Trial Id
+             * @description The trial it goes on from.
+             */
+            trial_id: string;
+            /**
+             * Run Id
+             * @description The run that wrote the checkpoint.
+             */
+            run_id: string;
+            /** Checkpoint Id */
+            checkpoint_id: string;
+            /** Step */
+            step: number;
+            /**
+             * Changes
+             * @description Dotted path -> value that differs from the trial's configuration.
+             */
+            changes: {
+                [key: string]: unknown;
+            };
+            /**
+             * At Ms
+             * @description UTC milliseconds since 1970.
+             */
+            at_ms: number;
+        };
+        /**
+         * ForkRequest
+         * @description From which checkpoint to go on, and what differs.
+         */
+        ForkRequest: {
+            /**
+             * Step
+             * @description Of a checkpoint that is kept.
+             */
+            step: number;
+            /**
+             * Set
+             * @description Dotted path into the trial's configuration -> value, e.g. `optimizer.lr: 1e-4`.
+             */
+            set?: {
+                [key: string]: unknown;
+            };
+            /**
+             * Name
+             * @description Of the new experiment; null derives one.
+             */
+            name?: string | null;
+        };
+        /**
+         * ForkStartConfig
+         * @description A checkpoint of another run, with all it holds: the run goes on from its step under values of its own.
+         *
+         *     Weights, optimizer states, the place in the data, random states and telemetry are those of the checkpoint; what may
+         *     differ from its run is in `trainer.config.fork`. Without a difference the steps are the other run's, bit for bit.
+         */
+        ForkStartConfig: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "fork";
+            /**
+             * Sha256
+             * @description Of the checkpoint's manifest.json.
+             */
+            sha256: string;
+            /**
+             * Step
+             * @description Of the checkpoint: updates done.
+             */
+            step: number;
+        };
+        /**
+         * ForkStartConfig
+         * @description A checkpoint of another run, with all it holds: the run goes on from its step under values of its own.
+         *
+         *     Weights, optimizer states, the place in the data, random states and telemetry are those of the checkpoint; what may
+         *     differ from its run is in `trainer.config.fork`. Without a difference the steps are the other run's, bit for bit.
+         */
+        ForkStartConfigInput: {
+            /**
+             * Path
+             * @description Of a folder that every worker sees. In a spec that is submitted, relative to the home of the service: the folder
+             *     of a run, say `experiments/ID/trials/00003/ID`, or whatever was put there. In a run of its own also absolute, or
+             *     relative to the working directory.
+             */
+            path: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "fork";
+            /**
+             * Sha256
+             * @description Of the checkpoint's manifest.json.
+             */
+            sha256: string;
+            /**
+             * Step
+             * @description Of the checkpoint: updates done.
+             */
+            step: number;
+        };
+        /**
+         * GPSampler
+         * @description Gaussian process (Matern 5/2, one length scale per parameter) with log expected improvement, over the running
+         *     trials too.
+         *
+         *     Parameters inside of options are drawn at random. Source: Ament et al. 2023, arXiv:2310.20708; as implemented by
+         *     Optuna.
+         */
+        GPSampler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "gp";
+            /**
+             * Num Startup Trials
+             * @description Random trials that have to complete before the model is used.
+             * @default 10
+             */
+            num_startup_trials: number;
+        };
+        /**
+         * GPSampler
+         * @description Gaussian process (Matern 5/2, one length scale per parameter) with log expected improvement, over the running
+         *     trials too.
+         *
+         *     Parameters inside of options are drawn at random. Source: Ament et al. 2023, arXiv:2310.20708; as implemented by
+         *     Optuna.
+         */
+        GPSamplerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "gp";
+            /**
+             * Num Startup Trials
+             * @description Random trials that have to complete before the model is used.
+             * @default 10
+             */
+            num_startup_trials: number;
         };
         /**
          * GatedDeltaNetConfig
@@ -3363,6 +4099,58 @@ export interface components {
             kind: "hugging_face";
         };
         /**
+         * HyperbandScheduler
+         * @description Several ASHA brackets side by side, in case early losses mislead: trials of bracket b are first judged at rung b.
+         *
+         *     Trials take the brackets in turn, and are compared within their own.
+         *     Source: Li et al. 2018, arXiv:1603.06560; asynchronous as in arXiv:1810.05934, section 3.2.
+         */
+        HyperbandScheduler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hyperband";
+            /** Min Tokens */
+            min_tokens: number;
+            /**
+             * Reduction Factor
+             * @default 3
+             */
+            reduction_factor: number;
+            /**
+             * Num Brackets
+             * @default 3
+             */
+            num_brackets: number;
+        };
+        /**
+         * HyperbandScheduler
+         * @description Several ASHA brackets side by side, in case early losses mislead: trials of bracket b are first judged at rung b.
+         *
+         *     Trials take the brackets in turn, and are compared within their own.
+         *     Source: Li et al. 2018, arXiv:1603.06560; asynchronous as in arXiv:1810.05934, section 3.2.
+         */
+        HyperbandSchedulerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hyperband";
+            /** Min Tokens */
+            min_tokens: number;
+            /**
+             * Reduction Factor
+             * @default 3
+             */
+            reduction_factor: number;
+            /**
+             * Num Brackets
+             * @default 3
+             */
+            num_brackets: number;
+        };
+        /**
          * InitConfig
          * @description How the matrices' initial standard deviations differ from `init_std`; all are normals cut at 3 of them.
          */
@@ -3507,6 +4295,58 @@ export interface components {
             warmup_fraction: number;
         };
         /**
+         * KeptCheckpoints
+         * @description Which checkpoints of a trial are kept; others are deleted once a newer one is safe on the disk.
+         *
+         *     Kept in any case: the newest whole one, while the trial lives those of its rungs, and those that a fork began from.
+         */
+        KeptCheckpoints: {
+            /**
+             * Last
+             * @description So many of the newest.
+             * @default 1
+             */
+            last: number;
+            /**
+             * Best
+             * @description The one with the best objective, too, of those at whose step the run was evaluated.
+             * @default false
+             */
+            best: boolean;
+            /**
+             * Pinned Tokens
+             * @description The first at or after each of these numbers of training tokens, too.
+             * @default []
+             */
+            pinned_tokens: number[];
+        };
+        /**
+         * KeptCheckpoints
+         * @description Which checkpoints of a trial are kept; others are deleted once a newer one is safe on the disk.
+         *
+         *     Kept in any case: the newest whole one, while the trial lives those of its rungs, and those that a fork began from.
+         */
+        KeptCheckpointsInput: {
+            /**
+             * Last
+             * @description So many of the newest.
+             * @default 1
+             */
+            last: number;
+            /**
+             * Best
+             * @description The one with the best objective, too, of those at whose step the run was evaluated.
+             * @default false
+             */
+            best: boolean;
+            /**
+             * Pinned Tokens
+             * @description The first at or after each of these numbers of training tokens, too.
+             * @default []
+             */
+            pinned_tokens: number[];
+        };
+        /**
          * KimiDeltaAttentionConfig
          * @description Linear attention by the gated delta rule with a decay per key feature. Its cost grows with the length.
          *
@@ -3557,6 +4397,28 @@ export interface components {
              * @default 4
              */
             conv_size: number;
+        };
+        /**
+         * LastValue
+         * @description The newest evaluation.
+         */
+        LastValue: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "last";
+        };
+        /**
+         * LastValue
+         * @description The newest evaluation.
+         */
+        LastValueInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "last";
         };
         /**
          * LayerHealth
@@ -3925,10 +4787,19 @@ export interface components {
              */
             clipping: (components["schemas"]["NoClippingConfig"] | components["schemas"]["GlobalNormConfig"] | components["schemas"]["ZClipConfig"] | components["schemas"]["AdaGCConfig"]) | null;
             /**
-             * @description Which steps make no update because their loss or gradient norm spikes; null skips none.
+             * @description Which steps make no update because their loss or gradient norm spikes. Short for an `on_spike` of kind `skip`.
              * @default null
              */
             skip_spikes: components["schemas"]["SkipSpikesConfig"] | null;
+            /**
+             * On Spike
+             * @description What is done about a spike besides recording it: nothing (`record`), no update (`skip`), back to the checkpoint
+             *     before it and on with later batches (`rewind`), or a lower learning rate for a while (`lower_lr`).
+             * @default {
+             *       "kind": "record"
+             *     }
+             */
+            on_spike: components["schemas"]["RecordSpikesConfig"] | components["schemas"]["SkipSpikesConfig"] | components["schemas"]["RewindConfig"] | components["schemas"]["LowerLearningRateConfig"];
             /**
              * Log Every Steps
              * @description Steps between copies of the accumulated telemetry from the device; every step is recorded all the same.
@@ -3936,11 +4807,24 @@ export interface components {
              */
             log_every_steps: number;
             /**
+             * Measure Updates Every Steps
+             * @description Steps between measurements of how much an update changes the parameters, relative to their size, by role
+             *     (`optimizer/*_update_ratio`); each takes a copy of the parameters while it lasts. Null measures none.
+             * @default null
+             */
+            measure_updates_every_steps: number | null;
+            /**
              * Evaluate Every Tokens
              * @description Training tokens between evaluations; null evaluates before the first and after the last step only.
              * @default null
              */
             evaluate_every_tokens: number | null;
+            /**
+             * Probe Tokens
+             * @description Held-out tokens that every evaluation routes anew, to see what changed (`probe/` metrics); 0 probes nothing.
+             * @default 1024
+             */
+            probe_tokens: number;
             /**
              * Checkpoint Every Tokens
              * @description Training tokens between checkpoints; null writes one at the end and wherever the orchestrator asks for one.
@@ -3981,10 +4865,19 @@ export interface components {
              */
             clipping: (components["schemas"]["NoClippingConfigInput"] | components["schemas"]["GlobalNormConfigInput"] | components["schemas"]["ZClipConfigInput"] | components["schemas"]["AdaGCConfigInput"]) | null;
             /**
-             * @description Which steps make no update because their loss or gradient norm spikes; null skips none.
+             * @description Which steps make no update because their loss or gradient norm spikes. Short for an `on_spike` of kind `skip`.
              * @default null
              */
             skip_spikes: components["schemas"]["SkipSpikesConfigInput"] | null;
+            /**
+             * On Spike
+             * @description What is done about a spike besides recording it: nothing (`record`), no update (`skip`), back to the checkpoint
+             *     before it and on with later batches (`rewind`), or a lower learning rate for a while (`lower_lr`).
+             * @default {
+             *       "kind": "record"
+             *     }
+             */
+            on_spike: components["schemas"]["RecordSpikesConfigInput"] | components["schemas"]["SkipSpikesConfigInput"] | components["schemas"]["RewindConfigInput"] | components["schemas"]["LowerLearningRateConfigInput"];
             /**
              * Log Every Steps
              * @description Steps between copies of the accumulated telemetry from the device; every step is recorded all the same.
@@ -3992,11 +4885,24 @@ export interface components {
              */
             log_every_steps: number;
             /**
+             * Measure Updates Every Steps
+             * @description Steps between measurements of how much an update changes the parameters, relative to their size, by role
+             *     (`optimizer/*_update_ratio`); each takes a copy of the parameters while it lasts. Null measures none.
+             * @default null
+             */
+            measure_updates_every_steps: number | null;
+            /**
              * Evaluate Every Tokens
              * @description Training tokens between evaluations; null evaluates before the first and after the last step only.
              * @default null
              */
             evaluate_every_tokens: number | null;
+            /**
+             * Probe Tokens
+             * @description Held-out tokens that every evaluation routes anew, to see what changed (`probe/` metrics); 0 probes nothing.
+             * @default 1024
+             */
+            probe_tokens: number;
             /**
              * Checkpoint Every Tokens
              * @description Training tokens between checkpoints; null writes one at the end and wherever the orchestrator asks for one.
@@ -4075,6 +4981,68 @@ export interface components {
             clamp: number | null;
         };
         /**
+         * LowerLearningRateConfig
+         * @description Multiplies the learning rate by a factor for some steps after a spike.
+         *
+         *     They begin where telemetry has come to the host: after the next multiple of `loop.log_every_steps`. Another spike
+         *     meanwhile begins the steps anew, and does not multiply again.
+         */
+        LowerLearningRateConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "lower_lr";
+            /**
+             * Metric
+             * @description Whose spikes.
+             * @default train/loss
+             * @enum {string}
+             */
+            metric: "train/loss" | "optimizer/grad_norm";
+            /**
+             * Factor
+             * @default 0.1
+             */
+            factor: number;
+            /**
+             * Num Steps
+             * @default 100
+             */
+            num_steps: number;
+        };
+        /**
+         * LowerLearningRateConfig
+         * @description Multiplies the learning rate by a factor for some steps after a spike.
+         *
+         *     They begin where telemetry has come to the host: after the next multiple of `loop.log_every_steps`. Another spike
+         *     meanwhile begins the steps anew, and does not multiply again.
+         */
+        LowerLearningRateConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "lower_lr";
+            /**
+             * Metric
+             * @description Whose spikes.
+             * @default train/loss
+             * @enum {string}
+             */
+            metric: "train/loss" | "optimizer/grad_norm";
+            /**
+             * Factor
+             * @default 0.1
+             */
+            factor: number;
+            /**
+             * Num Steps
+             * @default 100
+             */
+            num_steps: number;
+        };
+        /**
          * MXFP8Config
          * @description e4m3 in blocks of 32 with a power-of-two scale each (OCP Microscaling Formats v1.0).
          */
@@ -4127,6 +5095,90 @@ export interface components {
             scale_rounding: "floor" | "up";
         };
         /**
+         * MeanValue
+         * @description The mean of the newest evaluations: less noise than the last alone.
+         */
+        MeanValue: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "mean";
+            /**
+             * Num Evaluations
+             * @description How many of them; of fewer, all.
+             * @default 3
+             */
+            num_evaluations: number;
+        };
+        /**
+         * MeanValue
+         * @description The mean of the newest evaluations: less noise than the last alone.
+         */
+        MeanValueInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "mean";
+            /**
+             * Num Evaluations
+             * @description How many of them; of fewer, all.
+             * @default 3
+             */
+            num_evaluations: number;
+        };
+        /**
+         * MedianScheduler
+         * @description A trial goes on where its best value so far is not worse than the median of what the others had there.
+         *
+         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on.
+         *     Source: Golovin et al. 2017, "Google Vizier" (KDD), section 3.2.2, with the values at the rung in place of their
+         *     running averages.
+         */
+        MedianScheduler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "median";
+            /** Min Tokens */
+            min_tokens: number;
+            /** Interval Tokens */
+            interval_tokens: number;
+            /**
+             * Min Trials
+             * @description Nothing is stopped at a rung before so many other trials have arrived there.
+             * @default 5
+             */
+            min_trials: number;
+        };
+        /**
+         * MedianScheduler
+         * @description A trial goes on where its best value so far is not worse than the median of what the others had there.
+         *
+         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on.
+         *     Source: Golovin et al. 2017, "Google Vizier" (KDD), section 3.2.2, with the values at the rung in place of their
+         *     running averages.
+         */
+        MedianSchedulerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "median";
+            /** Min Tokens */
+            min_tokens: number;
+            /** Interval Tokens */
+            interval_tokens: number;
+            /**
+             * Min Trials
+             * @description Nothing is stopped at a rung before so many other trials have arrived there.
+             * @default 5
+             */
+            min_trials: number;
+        };
+        /**
          * MemoryNeeded
          * @description Memory of one worker in GiB.
          */
@@ -4165,6 +5217,92 @@ export interface components {
             upper: string | null;
             /** Source */
             source: string | null;
+        };
+        /**
+         * MetricRule
+         * @description A metric of the catalogue on the wrong side of a threshold.
+         */
+        MetricRule: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "metric";
+            /**
+             * Metric
+             * @description Recorded at every step: a `train/`, `optimizer/` or `router/` metric.
+             */
+            metric: string;
+            /**
+             * Comparison
+             * @description The side that is wrong.
+             * @enum {string}
+             */
+            comparison: "at_least" | "at_most";
+            /** Threshold */
+            threshold: number;
+            /**
+             * Layers
+             * @description Of a router metric: each layer on its own, or one value over layers.
+             * @default worst
+             * @enum {string}
+             */
+            layers: "worst" | "mean" | "min" | "max";
+            /**
+             * For Steps
+             * @description Steps in a row that raise the alarm, and that clear it.
+             * @default 1
+             */
+            for_steps: number;
+            /**
+             * Rearm
+             * @description The value has to come back beyond it to clear the alarm; null takes the threshold.
+             * @default null
+             */
+            rearm: number | null;
+        };
+        /**
+         * MetricRule
+         * @description A metric of the catalogue on the wrong side of a threshold.
+         */
+        MetricRuleInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "metric";
+            /**
+             * Metric
+             * @description Recorded at every step: a `train/`, `optimizer/` or `router/` metric.
+             */
+            metric: string;
+            /**
+             * Comparison
+             * @description The side that is wrong.
+             * @enum {string}
+             */
+            comparison: "at_least" | "at_most";
+            /** Threshold */
+            threshold: number;
+            /**
+             * Layers
+             * @description Of a router metric: each layer on its own, or one value over layers.
+             * @default worst
+             * @enum {string}
+             */
+            layers: "worst" | "mean" | "min" | "max";
+            /**
+             * For Steps
+             * @description Steps in a row that raise the alarm, and that clear it.
+             * @default 1
+             */
+            for_steps: number;
+            /**
+             * Rearm
+             * @description The value has to come back beyond it to clear the alarm; null takes the threshold.
+             * @default null
+             */
+            rearm: number | null;
         };
         /**
          * MoEConfig
@@ -4531,6 +5669,22 @@ export interface components {
             momentum: number | null;
         };
         /**
+         * Moved
+         * @description A metric that lay more than 6 standard deviations from where it was.
+         */
+        Moved: {
+            /** Metric */
+            metric: string;
+            /** Layer */
+            layer: number | null;
+            /** Step */
+            step: number;
+            /** Steps Before */
+            steps_before: number;
+            /** Z */
+            z: number | null;
+        };
+        /**
          * MultiHeadLatentAttentionConfig
          * @description Keys and values of all heads from one small latent vector per position, which is all that decoding has to keep.
          *
@@ -4869,6 +6023,46 @@ export interface components {
             num_iterations: number;
         };
         /**
+         * NSGA2Sampler
+         * @description A genetic algorithm with elitist selection by dominance.
+         *
+         *     Parameters inside of options are drawn at random. Source: Deb et al. 2002, IEEE Transactions on Evolutionary
+         *     Computation 6(2); as implemented by Optuna.
+         */
+        NSGA2Sampler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nsga2";
+            /**
+             * Population Size
+             * @description Completed trials of a generation; the first one is drawn at random.
+             * @default 50
+             */
+            population_size: number;
+        };
+        /**
+         * NSGA2Sampler
+         * @description A genetic algorithm with elitist selection by dominance.
+         *
+         *     Parameters inside of options are drawn at random. Source: Deb et al. 2002, IEEE Transactions on Evolutionary
+         *     Computation 6(2); as implemented by Optuna.
+         */
+        NSGA2SamplerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nsga2";
+            /**
+             * Population Size
+             * @description Completed trials of a generation; the first one is drawn at random.
+             * @default 50
+             */
+            population_size: number;
+        };
+        /**
          * NVFP4Config
          * @description e2m1 in blocks of 16 with an e4m3 scale each and a float32 one per tensor (NVIDIA 2025, arXiv:2509.25149).
          *
@@ -5128,7 +6322,7 @@ export interface components {
         };
         /**
          * Objective
-         * @description What the search optimises: the last value of an evaluation metric.
+         * @description What the search optimises: an evaluation metric.
          */
         Objective: {
             /**
@@ -5149,10 +6343,24 @@ export interface components {
              * @enum {string}
              */
             direction: "minimize" | "maximize";
+            /**
+             * Value
+             * @description Which of a trial's evaluations count, at its end and at each rung.
+             * @default {
+             *       "kind": "last"
+             *     }
+             */
+            value: components["schemas"]["LastValue"] | components["schemas"]["BestValue"] | components["schemas"]["MeanValue"] | components["schemas"]["ValueAt"];
+            /**
+             * Constraints
+             * @description Limits that the sampler is told of and the ranking heeds.
+             * @default []
+             */
+            constraints: components["schemas"]["OutcomeConstraint"][];
         };
         /**
          * Objective
-         * @description What the search optimises: the last value of an evaluation metric.
+         * @description What the search optimises: an evaluation metric.
          */
         ObjectiveInput: {
             /**
@@ -5173,6 +6381,20 @@ export interface components {
              * @enum {string}
              */
             direction: "minimize" | "maximize";
+            /**
+             * Value
+             * @description Which of a trial's evaluations count, at its end and at each rung.
+             * @default {
+             *       "kind": "last"
+             *     }
+             */
+            value: components["schemas"]["LastValueInput"] | components["schemas"]["BestValueInput"] | components["schemas"]["MeanValueInput"] | components["schemas"]["ValueAtInput"];
+            /**
+             * Constraints
+             * @description Limits that the sampler is told of and the ranking heeds.
+             * @default []
+             */
+            constraints: components["schemas"]["OutcomeConstraintInput"][];
         };
         /**
          * OptionsDomain
@@ -5199,6 +6421,50 @@ export interface components {
             options: {
                 [key: string]: unknown;
             };
+        };
+        /**
+         * OutcomeConstraint
+         * @description A limit on a figure of the finished run. A trial beyond it ranks behind all that keep to theirs.
+         */
+        OutcomeConstraint: {
+            /**
+             * Metric
+             * @description Of the router: the worst layer over the last 10 % of the steps, as the comparison shows it.
+             * @enum {string}
+             */
+            metric: "router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s";
+            /**
+             * At Most
+             * @default null
+             */
+            at_most: number | null;
+            /**
+             * At Least
+             * @default null
+             */
+            at_least: number | null;
+        };
+        /**
+         * OutcomeConstraint
+         * @description A limit on a figure of the finished run. A trial beyond it ranks behind all that keep to theirs.
+         */
+        OutcomeConstraintInput: {
+            /**
+             * Metric
+             * @description Of the router: the worst layer over the last 10 % of the steps, as the comparison shows it.
+             * @enum {string}
+             */
+            metric: "router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s";
+            /**
+             * At Most
+             * @default null
+             */
+            at_most: number | null;
+            /**
+             * At Least
+             * @default null
+             */
+            at_least: number | null;
         };
         /**
          * OutputScaleConfig
@@ -5250,6 +6516,60 @@ export interface components {
             non_embedding_total: number;
             /** Non Embedding Active */
             non_embedding_active: number;
+        };
+        /**
+         * PatienceScheduler
+         * @description A trial goes on while it improves: it stops after `patience` rungs without a new best by more than `min_delta`.
+         *
+         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on. Other trials play no part.
+         */
+        PatienceScheduler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "patience";
+            /** Min Tokens */
+            min_tokens: number;
+            /** Interval Tokens */
+            interval_tokens: number;
+            /**
+             * Patience
+             * @default 3
+             */
+            patience: number;
+            /**
+             * Min Delta
+             * @default 0
+             */
+            min_delta: number;
+        };
+        /**
+         * PatienceScheduler
+         * @description A trial goes on while it improves: it stops after `patience` rungs without a new best by more than `min_delta`.
+         *
+         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on. Other trials play no part.
+         */
+        PatienceSchedulerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "patience";
+            /** Min Tokens */
+            min_tokens: number;
+            /** Interval Tokens */
+            interval_tokens: number;
+            /**
+             * Patience
+             * @default 3
+             */
+            patience: number;
+            /**
+             * Min Delta
+             * @default 0
+             */
+            min_delta: number;
         };
         /**
          * PatternGroup
@@ -5415,6 +6735,48 @@ export interface components {
             updated_at_ms: number;
         };
         /**
+         * QMCSampler
+         * @description Points of a low-discrepancy sequence, scrambled by `seed`: random search that covers the space more evenly.
+         *
+         *     Every parameter has a dimension of the sequence; one that does not exist at a point leaves its own unused.
+         *     Source: Bergstra and Bengio 2012 (JMLR 13), section 4.
+         */
+        QMCSampler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "qmc";
+            /**
+             * Sequence
+             * @description Sobol's is most even at powers of two, Halton's at any number of trials in few dimensions.
+             * @default sobol
+             * @enum {string}
+             */
+            sequence: "sobol" | "halton";
+        };
+        /**
+         * QMCSampler
+         * @description Points of a low-discrepancy sequence, scrambled by `seed`: random search that covers the space more evenly.
+         *
+         *     Every parameter has a dimension of the sequence; one that does not exist at a point leaves its own unused.
+         *     Source: Bergstra and Bengio 2012 (JMLR 13), section 4.
+         */
+        QMCSamplerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "qmc";
+            /**
+             * Sequence
+             * @description Sobol's is most even at powers of two, Halton's at any number of trials in few dimensions.
+             * @default sobol
+             * @enum {string}
+             */
+            sequence: "sobol" | "halton";
+        };
+        /**
          * QuantileBalancingConfig
          * @description A bias per expert, used for the selection only and solved for after each step rather than nudged.
          *
@@ -5566,6 +6928,28 @@ export interface components {
             services: components["schemas"]["ServiceHealth"][];
         };
         /**
+         * RecordSpikesConfig
+         * @description Spikes are recorded, training goes on.
+         */
+        RecordSpikesConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "record";
+        };
+        /**
+         * RecordSpikesConfig
+         * @description Spikes are recorded, training goes on.
+         */
+        RecordSpikesConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "record";
+        };
+        /**
          * Resources
          * @description What one trial needs.
          */
@@ -5608,6 +6992,76 @@ export interface components {
              * @default 0
              */
             gpus_per_worker: number;
+        };
+        /**
+         * RewindConfig
+         * @description Goes back to the newest checkpoint before the spike and on from there with later batches.
+         *
+         *     Left out are the batches trained on since that checkpoint, that of the spike, and `num_skipped_steps` after it.
+         *
+         *     Source: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5.1, which goes back about 100 steps and leaves out
+         *     200 to 500 batches; the same batches, trained on from another checkpoint, did not spike there.
+         */
+        RewindConfig: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "rewind";
+            /**
+             * Metric
+             * @description Whose spikes.
+             * @default train/loss
+             * @enum {string}
+             */
+            metric: "train/loss" | "optimizer/grad_norm";
+            /**
+             * Num Skipped Steps
+             * @description Batches after the spike that are left out too.
+             * @default 16
+             */
+            num_skipped_steps: number;
+            /**
+             * Max Rewinds
+             * @description After so many, spikes are recorded only.
+             * @default 10
+             */
+            max_rewinds: number;
+        };
+        /**
+         * RewindConfig
+         * @description Goes back to the newest checkpoint before the spike and on from there with later batches.
+         *
+         *     Left out are the batches trained on since that checkpoint, that of the spike, and `num_skipped_steps` after it.
+         *
+         *     Source: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5.1, which goes back about 100 steps and leaves out
+         *     200 to 500 batches; the same batches, trained on from another checkpoint, did not spike there.
+         */
+        RewindConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "rewind";
+            /**
+             * Metric
+             * @description Whose spikes.
+             * @default train/loss
+             * @enum {string}
+             */
+            metric: "train/loss" | "optimizer/grad_norm";
+            /**
+             * Num Skipped Steps
+             * @description Batches after the spike that are left out too.
+             * @default 16
+             */
+            num_skipped_steps: number;
+            /**
+             * Max Rewinds
+             * @description After so many, spikes are recorded only.
+             * @default 10
+             */
+            max_rewinds: number;
         };
         /**
          * RoutedLoss
@@ -5940,7 +7394,7 @@ export interface components {
             num_spikes: number;
             /**
              * Num Skipped Steps
-             * @description Steps without an update, see `loop.skip_spikes`.
+             * @description Steps without an update, see `loop.on_spike`.
              * @default 0
              */
             num_skipped_steps: number;
@@ -5972,6 +7426,11 @@ export interface components {
             } | null;
             /** @description None: nothing in the model looks ahead. */
             lookahead?: components["schemas"]["LookaheadProbe"] | null;
+            /**
+             * Router Saturation
+             * @description Of up to 8 evaluations over the run, oldest first. None: dense, or not probed.
+             */
+            router_saturation?: components["schemas"]["SaturationPoint"][] | null;
             /** @description None: new weights. */
             start?: components["schemas"]["StartReport"] | null;
         };
@@ -6265,6 +7724,33 @@ export interface components {
              * @default 8192
              */
             max_dim: number;
+        };
+        /**
+         * SamplePreview
+         * @description How a training sample begins.
+         */
+        SamplePreview: {
+            /** Sample Index */
+            sample_index: number;
+            /** Document Ids */
+            document_ids: string[];
+            /** Text */
+            text: string;
+        };
+        /**
+         * SaturationPoint
+         * @description How much of the routing of an earlier evaluation is that of the last one.
+         */
+        SaturationPoint: {
+            /** Step */
+            step: number;
+            /** Tokens */
+            tokens: number;
+            /**
+             * By Layer
+             * @description Per MoE layer, the share of the probe set's choices; top_k / num_experts at random, 1 at the end.
+             */
+            by_layer: number[];
         };
         /**
          * ScalesConfig
@@ -6999,6 +8485,11 @@ export interface components {
          */
         SkipSpikesConfig: {
             /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "skip";
+            /**
              * Num Sigmas
              * @description Standard deviations above the mean from which on a step is skipped.
              * @default 6
@@ -7025,6 +8516,11 @@ export interface components {
          *     the spike events of the telemetry.
          */
         SkipSpikesConfigInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "skip";
             /**
              * Num Sigmas
              * @description Standard deviations above the mean from which on a step is skipped.
@@ -7068,12 +8564,12 @@ export interface components {
             value: number | null;
             /**
              * Baseline
-             * @description Median of the window before it.
+             * @description Mean of the window before it.
              */
             baseline: number | null;
             /**
              * Z
-             * @description How many robust standard deviations above the baseline.
+             * @description How many standard deviations of that window above the baseline.
              */
             z: number | null;
             /** Size */
@@ -7092,6 +8588,46 @@ export interface components {
             ];
             /** Document Ids */
             document_ids: string[];
+            /**
+             * Previews
+             * @description How the first of those samples begin.
+             */
+            previews?: components["schemas"]["SamplePreview"][];
+            /**
+             * Grad Norms
+             * @description Gradient norm of each role's parameters.
+             */
+            grad_norms?: {
+                [key: string]: number | null;
+            } | null;
+            /**
+             * Checkpoint Step
+             * @description Newest checkpoint before it.
+             */
+            checkpoint_step?: number | null;
+            /**
+             * Moved
+             * @description What left its usual range up to 20 steps before the spike, earliest first: an order in time, not a cause.
+             */
+            moved?: components["schemas"]["Moved"][];
+            /**
+             * Order
+             * @description The same in words.
+             */
+            order?: string[];
+            /** Peak Step */
+            peak_step?: number | null;
+            /** Peak Value */
+            peak_value?: number | null;
+            /** Router Peak */
+            router_peak?: components["schemas"]["LayerHealth"][] | null;
+            /** Recovery Steps */
+            recovery_steps?: number | null;
+            /**
+             * Rewound To
+             * @description The step that the run went back to for it.
+             */
+            rewound_to?: number | null;
             /** Router Before */
             router_before: components["schemas"]["LayerHealth"][];
             /** Router At */
@@ -7298,6 +8834,30 @@ export interface components {
             kind: "top_k";
         };
         /**
+         * Tracking
+         * @description Where telemetry goes besides MLflow.
+         */
+        Tracking: {
+            /**
+             * Tensorboard
+             * @description Write TensorBoard event files into the runs' folders: `tensorboard --logdir <home>/experiments/<id>`.
+             * @default false
+             */
+            tensorboard: boolean;
+        };
+        /**
+         * Tracking
+         * @description Where telemetry goes besides MLflow.
+         */
+        TrackingInput: {
+            /**
+             * Tensorboard
+             * @description Write TensorBoard event files into the runs' folders: `tensorboard --logdir <home>/experiments/<id>`.
+             * @default false
+             */
+            tensorboard: boolean;
+        };
+        /**
          * TrainConfig
          * @description One run: model, data, optimizer, schedule, precision, loop and seed.
          */
@@ -7336,7 +8896,7 @@ export interface components {
              *       "kind": "scratch"
              *     }
              */
-            start: components["schemas"]["ScratchStartConfig"] | components["schemas"]["CheckpointStartConfig"] | components["schemas"]["HuggingFaceStartConfig"] | components["schemas"]["UpcycleStartConfig"];
+            start: components["schemas"]["ScratchStartConfig"] | components["schemas"]["CheckpointStartConfig"] | components["schemas"]["HuggingFaceStartConfig"] | components["schemas"]["UpcycleStartConfig"] | components["schemas"]["ForkStartConfig"];
             /**
              * Trained
              * @description Which parameters are trained; the others are frozen.
@@ -7344,6 +8904,39 @@ export interface components {
              * @enum {string}
              */
             trained: "all" | "non_moe" | "moe" | "attention" | "ffn";
+            /**
+             * Warn When
+             * @description What of the router, the loss or the gradient to raise an alarm at.
+             * @default [
+             *       {
+             *         "kind": "collapse",
+             *         "max_load_share": 0.9,
+             *         "effective_fraction": 0.25,
+             *         "for_steps": 100
+             *       },
+             *       {
+             *         "kind": "dead_experts",
+             *         "max_fraction": 0.05
+             *       },
+             *       {
+             *         "kind": "divergence",
+             *         "rise": 0.5,
+             *         "for_steps": 50
+             *       },
+             *       {
+             *         "kind": "entropy_floor",
+             *         "fraction": 0.01,
+             *         "for_steps": 100
+             *       }
+             *     ]
+             */
+            warn_when: (components["schemas"]["MetricRule"] | components["schemas"]["CollapseRule"] | components["schemas"]["DeadExpertsRule"] | components["schemas"]["DivergenceRule"] | components["schemas"]["EntropyFloorRule"])[];
+            /**
+             * Stop When
+             * @description What to end the run at, with a checkpoint; its trial is then pruned with that cause.
+             * @default []
+             */
+            stop_when: (components["schemas"]["MetricRule"] | components["schemas"]["CollapseRule"] | components["schemas"]["DeadExpertsRule"] | components["schemas"]["DivergenceRule"] | components["schemas"]["EntropyFloorRule"])[];
         };
         /**
          * TrainConfig
@@ -7384,7 +8977,7 @@ export interface components {
              *       "kind": "scratch"
              *     }
              */
-            start: components["schemas"]["ScratchStartConfigInput"] | components["schemas"]["CheckpointStartConfigInput"] | components["schemas"]["HuggingFaceStartConfigInput"] | components["schemas"]["UpcycleStartConfigInput"];
+            start: components["schemas"]["ScratchStartConfigInput"] | components["schemas"]["CheckpointStartConfigInput"] | components["schemas"]["HuggingFaceStartConfigInput"] | components["schemas"]["UpcycleStartConfigInput"] | components["schemas"]["ForkStartConfigInput"];
             /**
              * Trained
              * @description Which parameters are trained; the others are frozen.
@@ -7392,6 +8985,39 @@ export interface components {
              * @enum {string}
              */
             trained: "all" | "non_moe" | "moe" | "attention" | "ffn";
+            /**
+             * Warn When
+             * @description What of the router, the loss or the gradient to raise an alarm at.
+             * @default [
+             *       {
+             *         "kind": "collapse",
+             *         "max_load_share": 0.9,
+             *         "effective_fraction": 0.25,
+             *         "for_steps": 100
+             *       },
+             *       {
+             *         "kind": "dead_experts",
+             *         "max_fraction": 0.05
+             *       },
+             *       {
+             *         "kind": "divergence",
+             *         "rise": 0.5,
+             *         "for_steps": 50
+             *       },
+             *       {
+             *         "kind": "entropy_floor",
+             *         "fraction": 0.01,
+             *         "for_steps": 100
+             *       }
+             *     ]
+             */
+            warn_when: (components["schemas"]["MetricRuleInput"] | components["schemas"]["CollapseRuleInput"] | components["schemas"]["DeadExpertsRuleInput"] | components["schemas"]["DivergenceRuleInput"] | components["schemas"]["EntropyFloorRuleInput"])[];
+            /**
+             * Stop When
+             * @description What to end the run at, with a checkpoint; its trial is then pruned with that cause.
+             * @default []
+             */
+            stop_when: (components["schemas"]["MetricRuleInput"] | components["schemas"]["CollapseRuleInput"] | components["schemas"]["DeadExpertsRuleInput"] | components["schemas"]["DivergenceRuleInput"] | components["schemas"]["EntropyFloorRuleInput"])[];
         };
         /**
          * TrialCounts
@@ -7741,6 +9367,32 @@ export interface components {
             rung_tokens: number[];
             /** Warnings */
             warnings: string[];
+        };
+        /**
+         * ValueAt
+         * @description The first evaluation at or after so many training tokens; until then, and where there is none, the newest.
+         */
+        ValueAt: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "at";
+            /** Tokens */
+            tokens: number;
+        };
+        /**
+         * ValueAt
+         * @description The first evaluation at or after so many training tokens; until then, and where there is none, the newest.
+         */
+        ValueAtInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "at";
+            /** Tokens */
+            tokens: number;
         };
         /**
          * WarmupStableDecayScheduleConfig
@@ -8534,6 +10186,143 @@ export interface operations {
             };
         };
     };
+    list_checkpoints: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                trial_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckpointList"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_forks: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                trial_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ForkList"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    fork_run: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForkRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    /** @description The experiment */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExperimentDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The spec is not acceptable; the idempotency key came before with another body */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     query_series: {
         parameters: {
             query?: never;
@@ -8686,6 +10475,46 @@ export interface operations {
                 };
                 content: {
                     "application/octet-stream": string;
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_alarms: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                trial_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AlarmList"];
                 };
             };
             /** @description There is no such thing */

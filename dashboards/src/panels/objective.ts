@@ -16,7 +16,7 @@ export function objectiveUnit(objective: Objective): string {
 }
 
 /** The class that colours a difference as gain or loss; nothing for none. */
-export function differenceTone(difference: number | null, objective: Objective): string {
+export function differenceTone(difference: number | null, objective: Pick<Objective, "direction">): string {
   if (difference === null || Math.abs(difference) < 5e-4) return "";
   return difference < 0 === (objective.direction !== "maximize") ? "gain" : "loss";
 }

@@ -113,9 +113,11 @@ def run_with(
 
 def test_trained_step_is_that_of_one_batch_and_counts_every_token_once(tmp_path: Path) -> None:
     whole, split = (run_with(GLOBAL, size, tmp_path / str(size)) for size in (8, 2))
+    assert whole.pop("router/micro_max_violation").max() < split["router/micro_max_violation"].min()
     for name, values in whole.items():
-        # Both are float32 sums in another order.
-        np.testing.assert_allclose(split[name], values, rtol=2e-5, atol=1e-6, err_msg=name)
+        # Both are float32 sums in another order; a spread is the small difference of two of them.
+        atol = 1e-4 if name.endswith("_std") else 1e-6
+        np.testing.assert_allclose(split[name], values, rtol=2e-5, atol=atol, err_msg=name)
     assert (split["router/load"].sum(axis=1) == STEP_TOKENS * 2).all()
 
 
