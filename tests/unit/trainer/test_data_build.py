@@ -18,7 +18,9 @@ from trainer.errors import DataInvalid
 CUTTING = Cutting((PARAGRAPH, LINE), max_piece_bytes=2_000, max_pieces=3)
 
 
-@given(lines=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=40), min_size=1, max_size=60))
+@given(
+    lines=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=40), min_size=1, max_size=60)
+)
 def test_cutting_loses_nothing_and_keeps_to_the_size(lines: list[str]):
     text = "\n".join(lines)
     pieces = cut(text, (PARAGRAPH, LINE), 200)
