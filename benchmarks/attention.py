@@ -14,10 +14,8 @@ Letters: B sequences, L positions, H query heads, G key-value heads, d query and
 """
 
 import argparse
-import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmarks.kernels import least_seconds
+from benchmarks.report import Report, ShapeMeasurement
 from trainer.attention import ATTENTIONS
 from trainer.attention.base import Attention
 from trainer.attention.delta_rule import chunked_delta_rule, recurrent_delta_rule, unit_length
@@ -61,40 +60,6 @@ NUM_DOCUMENTS = 4
 """Documents of each sequence, equally long."""
 
 Work = dict[str, Callable[[], None]]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Times and ratios (see the module's docstring) of one shape."""
-
-    shape: Shape
-    milliseconds: dict[str, float]
-    ratios: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything one run measured, and on what."""
-
-    device: str
-    threads: int
-    dtype: str
-    torch: str
-    rounds: int
-    measurements: list[Measurement]
-
-    def as_json(self) -> str:
-        measurements = [
-            {**asdict(measurement), "shape": measurement.shape._asdict()} for measurement in self.measurements
-        ]
-        return json.dumps({**asdict(self), "measurements": measurements}, indent=2)
-
-    def as_table(self) -> str:
-        lines = [f"{self.device}, {self.threads} thread(s), {self.dtype}, torch {self.torch}"]
-        for measurement in self.measurements:
-            lines.append(" ".join(f"{name}={value}" for name, value in measurement.shape._asdict().items()))
-            lines += [f"  {name:<22}{ratio:8.3f}" for name, ratio in measurement.ratios.items()]
-        return "\n".join(lines)
 
 
 def naive_attention(
@@ -253,7 +218,7 @@ def _backward(forward: Callable[[], Tensor | tuple[Tensor, Tensor]], leaves: Seq
     torch.autograd.grad(out, leaves, torch.ones_like(out))
 
 
-def measure(shape: Shape, *, device: str, dtype: torch.dtype, rounds: int) -> Measurement:
+def measure(shape: Shape, *, device: str, dtype: torch.dtype, rounds: int) -> ShapeMeasurement:
     """Returns what one shape costs; the dtype is that of the weights and the input."""
     inputs = Inputs(shape, device=device, dtype=dtype)
     work = inputs.layers() | inputs.softmax_forms() | inputs.delta_rule_forms()
@@ -262,7 +227,7 @@ def measure(shape: Shape, *, device: str, dtype: torch.dtype, rounds: int) -> Me
     ratios = {f"naive_to_{kind}": least[f"{kind}_naive"] / least.get(f"{kind}_core", least[kind]) for kind in kinds}
     ratios |= {f"{kind}_to_gqa": least[kind] / least["gqa"] for kind in kinds if kind != "gqa"}
     ratios |= {f"documents_to_{kind}": least[f"{kind}_documents"] / least[kind] for kind in kinds}
-    return Measurement(
+    return ShapeMeasurement(
         shape=shape,
         milliseconds={name: round(seconds * 1e3, 4) for name, seconds in least.items()},
         ratios={name: round(ratio, 4) for name, ratio in ratios.items()},

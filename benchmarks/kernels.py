@@ -16,16 +16,16 @@ Letters: T tokens, D model dim, F expert hidden dim, E experts, K experts per to
 
 import argparse
 import importlib.util
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.report import Report, ShapeMeasurement
 from kernels import Backend, Routing, grouped_swiglu, permute, route, unpermute
 from kernels.route.torch_path import gate_mass, statistics
 from trainer.host_memory import keep_freed_memory
@@ -64,38 +64,10 @@ CUDA_SHAPES = (
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Times and ratios (see the module's docstring) of one shape."""
+class Measurement(ShapeMeasurement):
+    """Times and ratios (see the module's docstring) of one layer."""
 
-    shape: Shape
     training_gflop: float
-    milliseconds: dict[str, float]
-    ratios: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything one run measured, and on what."""
-
-    device: str
-    threads: int
-    dtype: str
-    torch: str
-    rounds: int
-    measurements: list[Measurement]
-
-    def as_json(self) -> str:
-        measurements = [
-            {**asdict(measurement), "shape": measurement.shape._asdict()} for measurement in self.measurements
-        ]
-        return json.dumps({**asdict(self), "measurements": measurements}, indent=2)
-
-    def as_table(self) -> str:
-        lines = [f"{self.device}, {self.threads} thread(s), {self.dtype}, torch {self.torch}"]
-        for measurement in self.measurements:
-            lines.append(" ".join(f"{name}={value}" for name, value in measurement.shape._asdict().items()))
-            lines += [f"  {name:<22}{ratio:8.3f}" for name, ratio in measurement.ratios.items()]
-        return "\n".join(lines)
 
 
 class Layer:

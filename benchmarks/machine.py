@@ -2,11 +2,13 @@
 
 import os
 import platform
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
+
+from trainer.environment import device_name, git_state, package_version
 
 PACKAGES = ("torch", "transformers", "numpy")
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -37,44 +39,18 @@ class Machine:
 def machine() -> Machine:
     """Returns the machine as it is now."""
     return Machine(
-        cpu=_cpu(),
+        cpu=device_name(torch.device("cpu")),
         num_cores=os.cpu_count() or 1,
         load_average=round(os.getloadavg()[0], 1),
         versions={
             "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := _version(name))},
+            **{name: found for name in PACKAGES if (found := package_version(name))},
         },
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=_commit(),
     )
 
 
-def _cpu() -> str:
-    described = Path("/proc/cpuinfo")
-    if described.exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in described.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _commit() -> str | None:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short", "HEAD")
-    if not commit:
-        return None
-    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    git = git_state()
+    return None if git.commit is None else git.commit[:7] + ("+" if git.dirty else "")

@@ -44,7 +44,7 @@ from trainer.checkpoint_tensors import (
 from trainer.config import TrainConfig
 from trainer.config.fork import flat
 from trainer.durable import commit, fsync_path, temporary_name
-from trainer.errors import ResumeMismatch
+from trainer.errors import CheckpointInvalid, ResumeMismatch
 
 STATE = "state.json"
 
@@ -152,6 +152,18 @@ def load_checkpoint(
 def read_state(path: Path) -> dict[str, Any]:
     """Return what a checkpoint that was verified holds besides tensors."""
     return json.loads((path / STATE).read_text(encoding="utf-8"))
+
+
+def written_by(path: Path) -> TrainConfig:
+    """Return the config of the run that wrote a verified checkpoint.
+
+    Raises:
+        CheckpointInvalid: it is not one that this code knows.
+    """
+    try:
+        return TrainConfig.model_validate(read_state(path)["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointInvalid(f"{path / STATE} has no config that this code knows: {error}") from error
 
 
 def remove_unfinished(run_folder: Path) -> None:

@@ -1,15 +1,14 @@
 """The manifest of a checkpoint: what it consists of, byte for byte, and how to tell a sound one. Torch-free."""
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.errors import CheckpointInvalid
+from trainer.sealed import file_sha256, sealed, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +57,9 @@ def write_manifest(folder: Path, *, files: Sequence[str], facts: Mapping[str, ob
     """
     content: dict[str, object] = {"format_version": FORMAT_VERSION, **facts}
     content["files"] = {
-        name: {"sha256": _sha256(folder / name), "size": (folder / name).stat().st_size} for name in files
+        name: {"sha256": file_sha256(folder / name), "size": (folder / name).stat().st_size} for name in files
     }
-    content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
-    (folder / MANIFEST_FILE).write_bytes(_canonical(content))
+    (folder / MANIFEST_FILE).write_bytes(sealed(content))
 
 
 def verify_checkpoint(path: Path) -> Manifest:
@@ -79,7 +77,7 @@ def verify_checkpoint(path: Path) -> Manifest:
         actual = (path / name).stat().st_size
         if actual != size:
             raise CheckpointInvalid(f"{path / name} has {actual} bytes, the manifest says {size}; it is truncated")
-        if _sha256(path / name) != sha256:
+        if file_sha256(path / name) != sha256:
             raise CheckpointInvalid(f"{path / name} does not have the checksum of the manifest; it was altered")
     return manifest
 
@@ -113,13 +111,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
-        claimed = content.pop("sha256")
-        # Byte for byte what we would write: so no changed byte goes unnoticed, not even white space.
-        if (
-            hashlib.sha256(_canonical(content)).hexdigest() != claimed
-            or _canonical({**content, "sha256": claimed}) != raw
-        ):
+        content = unsealed(raw)
+        if content is None:
             raise CheckpointInvalid(f"{path} does not have its own checksum; it was altered")
         if content["format_version"] != FORMAT_VERSION:
             raise CheckpointInvalid(
@@ -140,12 +133,3 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointInvalid(f"{path} does not exist; the folder is no complete checkpoint") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointInvalid(f"{path} is no manifest: {error}") from error
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, indent=1).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from trainer.checkpoint import STATE, check_same_data, read_state
-from trainer.checkpoint_manifest import Manifest, checkpoint_folder, checkpoints_of, verify_checkpoint
+from trainer.checkpoint import check_same_data, read_state, written_by
+from trainer.checkpoint_manifest import (
+    Manifest,
+    checkpoint_folder,
+    checkpoints_of,
+    read_manifest,
+    verify_checkpoint,
+)
 from trainer.checkpoint_tensors import (
     UPDATE_PREFIX,
     load_optimizer_file,
@@ -70,16 +75,12 @@ def open_fork(config: TrainConfig, *, root: Path | None) -> ForkSource:
     return ForkSource(path, manifest, parent)
 
 
-def written_by(path: Path) -> TrainConfig:
-    """Return the config of the run that wrote a verified checkpoint.
-
-    Raises:
-        CheckpointInvalid: it is not one that this code knows.
-    """
-    try:
-        return TrainConfig.model_validate(read_state(path)["config"])
-    except ValidationError as error:
-        raise CheckpointInvalid(f"{path / STATE} has no config that this code knows: {error}") from error
+def opened_fork(config: TrainConfig, *, root: Path | None) -> ForkSource:
+    """Return what `open_fork` did, which this process has already called for this start: nothing is hashed again."""
+    start = config.start
+    assert isinstance(start, ForkStartConfig)
+    path = start_folder(start, root=root)
+    return ForkSource(path, read_manifest(path), written_by(path))
 
 
 def local_fork(run_folder: Path, *, step: int, changes: Mapping[str, Any]) -> TrainConfig:

@@ -16,7 +16,7 @@ from trainer.config.run import CheckpointReport, DomainEvaluation, RunSummary, S
 from trainer.config.start import ForkStartConfig
 from trainer.environment import write_environment
 from trainer.evaluation import evaluate
-from trainer.fork import load_fork, open_fork
+from trainer.fork import load_fork, opened_fork
 from trainer.lookahead import measure_lookahead
 from trainer.metrics.throughput import TrainingClock, tokens_per_s
 from trainer.model.build import build_model
@@ -320,7 +320,7 @@ class Training:
         self._start = None if state["start"] is None else StartReport.model_validate(state["start"])
 
     def _fork(self, cache_folder: Path, start_root: Path | None) -> None:
-        source = open_fork(self._config, root=start_root)
+        source = opened_fork(self._config, root=start_root)
         parent, config = source.config, self._config
         data = self._data if parent.data == config.data else open_data(parent, cache_folder=cache_folder)
         state = load_fork(

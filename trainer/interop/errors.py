@@ -6,7 +6,12 @@ EvenloadError
 +-- StartInvalid          a start checkpoint is truncated, altered or none at all
 """
 
+from collections.abc import Sequence
+
 from trainer.errors import EvenloadError
+
+MAX_NAMED = 8
+"""Tensors or fields that a message names."""
 
 
 class NotExportable(EvenloadError):
@@ -19,3 +24,9 @@ class NotImportable(EvenloadError):
 
 class StartInvalid(EvenloadError):
     """A folder to start from failed its checks before any tensor of it was used."""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names for a message, and how many more there are."""
+    shown = ", ".join(names[:MAX_NAMED]) or "none"
+    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"

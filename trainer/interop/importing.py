@@ -17,15 +17,13 @@ from trainer.config.model import ModelConfig
 from trainer.data.tokenizer import load_tokenizer
 from trainer.interop import ARCHITECTURES
 from trainer.interop.architecture import Architecture
-from trainer.interop.errors import NotImportable
+from trainer.interop.errors import NotImportable, some_of
 from trainer.interop.fields import HuggingFaceFields
 from trainer.interop.start import Start, save_start
 from trainer.interop.weights import read_weights
 from trainer.model.transformer import Transformer
 
 TRAIN_FILE = "train.yaml"
-MAX_NAMED = 8
-"""Tensors that a message names."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def our_state(
     missing, unknown = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted - left_out)
     if missing or unknown:
         raise NotImportable(
-            f"the weights are not those of config.json: missing {_some(missing)}; unknown {_some(unknown)}"
+            f"the weights are not those of config.json: missing {some_of(missing)}; unknown {some_of(unknown)}"
         )
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in Transformer(model).state_dict().items()}
@@ -173,8 +171,3 @@ def _train_config(start: Start, folder: Path) -> str:
     if start.tokenizer is None:
         opening += "# Its tokens are not those of data.tokenizer: the embeddings mean other text until trained anew.\n"
     return opening + yaml.safe_dump(document, sort_keys=False)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED]) or "none"
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"

@@ -6,8 +6,6 @@
 `load_start` reads these, and also the checkpoints of our own runs: whatever has a model is something to start from.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.checkpoint import STATE
+from trainer.checkpoint import written_by
 from trainer.checkpoint_manifest import MANIFEST_FILE, newest_valid_checkpoint, verify_checkpoint
 from trainer.checkpoint_tensors import MODEL
-from trainer.config import TrainConfig
 from trainer.config.model import ModelConfig
 from trainer.durable import write_durably
-from trainer.errors import CheckpointInvalid
 from trainer.interop.errors import StartInvalid
+from trainer.sealed import file_sha256, sealed, unsealed
 
 START_FILE = "model.json"
 FORMAT_VERSION = 1
@@ -66,10 +63,9 @@ def save_start(folder: Path, start: Start, tensors: Mapping[str, Tensor]) -> Non
         "tokenizer": start.tokenizer,
         "max_position_embeddings": start.max_position_embeddings,
         "origin": start.origin,
-        "files": {MODEL: {"sha256": _sha256(folder / MODEL), "size": (folder / MODEL).stat().st_size}},
+        "files": {MODEL: {"sha256": file_sha256(folder / MODEL), "size": (folder / MODEL).stat().st_size}},
     }
-    content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
-    write_durably(folder / START_FILE, _canonical(content))
+    write_durably(folder / START_FILE, sealed(content))
 
 
 def load_start(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -97,11 +93,7 @@ def open_start(path: Path) -> tuple[Start, Path]:
             f"({MANIFEST_FILE}), and no run with one (checkpoints/)"
         )
     manifest = verify_checkpoint(checkpoint)
-    try:
-        document = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["config"]
-        config = TrainConfig.model_validate(document)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointInvalid(f"{checkpoint / STATE} has no config that this code knows: {error}") from error
+    config = written_by(checkpoint)
     start = Start(
         model=config.model,
         tokenizer=config.data.tokenizer,
@@ -114,13 +106,8 @@ def open_start(path: Path) -> tuple[Start, Path]:
 def _read(path: Path) -> Start:
     """Return the facts of a start checkpoint after reading and checking every byte of it."""
     try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-        claimed = content.pop("sha256")
-        if (
-            hashlib.sha256(_canonical(content)).hexdigest() != claimed
-            or _canonical({**content, "sha256": claimed}) != raw
-        ):
+        content = unsealed(path.read_bytes())
+        if content is None:
             raise StartInvalid(f"{path} does not have its own checksum; it was altered")
         if content["format_version"] != FORMAT_VERSION:
             raise StartInvalid(
@@ -128,7 +115,7 @@ def _read(path: Path) -> Start:
             )
         weights = path.parent / MODEL
         file = content["files"][MODEL]
-        if weights.stat().st_size != file["size"] or _sha256(weights) != file["sha256"]:
+        if weights.stat().st_size != file["size"] or file_sha256(weights) != file["sha256"]:
             raise StartInvalid(f"{weights} is truncated or altered: it does not have the size and checksum of {path}")
         return Start(
             model=ModelConfig.model_validate(content["model"]),
@@ -142,12 +129,3 @@ def _read(path: Path) -> Start:
         raise StartInvalid(f"{path} has a model that this code does not know: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartInvalid(f"{path} is no description of a start checkpoint: {error}") from error
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, indent=1).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

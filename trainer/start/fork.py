@@ -2,27 +2,23 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
-from trainer.checkpoint_tensors import MODEL
 from trainer.config import TrainConfig
 from trainer.config.run import StartReport
 from trainer.config.start import ForkStartConfig
 from trainer.fork import open_fork
 from trainer.model.transformer import Transformer
 from trainer.start.base import Start
-from trainer.start.tensors import put_tensors
 
 
 class Fork(Start):
-    """Takes the weights of the checkpoint. All else that it holds is put back by `trainer.training`, as at a resume."""
+    """Checks the checkpoint; all that it holds, the weights too, is put back by `trainer.training`, as at a resume."""
 
     def __init__(self, config: ForkStartConfig) -> None:
         self.config = config
 
     def apply(self, config: TrainConfig, model: Transformer, *, root: Path | None) -> StartReport:
+        del model
         source = open_fork(config, root=root)
-        put_tensors(model, load_file(source.path / MODEL), origin=f"start.path={self.config.path}")
         return StartReport(
             kind=self.config.kind,
             path=self.config.path,

@@ -17,6 +17,7 @@ from trainer.interop.errors import StartInvalid
 from trainer.interop.importing import our_state, our_tokenizer, read_config
 from trainer.interop.start import open_start
 from trainer.interop.weights import read_weights, weight_files
+from trainer.sealed import file_sha256
 from trainer.start.place import start_folder
 
 SourceKind = Literal["checkpoint", "hugging_face"]
@@ -132,8 +133,7 @@ def files_sha256(files: Sequence[Path]) -> str:
     digests: dict[str, str] = {}
     for path in sorted(files):
         try:
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.name] = file_sha256(path)
         except FileNotFoundError as error:
             raise StartInvalid(f"{path} is missing; get the whole folder") from error
     if len(digests) == 1:

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer.interop.errors import StartInvalid
-
-MAX_NAMED = 8
-"""Tensors that a message names."""
+from trainer.interop.errors import StartInvalid, some_of
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
@@ -28,7 +25,9 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str)
     if missing or unknown:
         biases = any(name.endswith("selection_bias_E") for name in unknown)
         hint = "; a selection bias needs a balancing method that has one, say loss_free_bias" if biases else ""
-        raise StartInvalid(f"{origin} is of another model: missing {_some(missing)}; unknown {_some(unknown)}{hint}")
+        raise StartInvalid(
+            f"{origin} is of another model: missing {some_of(missing)}; unknown {some_of(unknown)}{hint}"
+        )
     for name, tensor in sorted(tensors.items()):
         if tensor.shape != expected[name].shape:
             raise StartInvalid(
@@ -38,8 +37,3 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str)
     with torch.no_grad():
         for name, tensor in tensors.items():
             expected[name].copy_(tensor)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED]) or "none"
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
