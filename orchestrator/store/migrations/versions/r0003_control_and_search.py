@@ -1,0 +1,18 @@
+"""Control and search: what the commands, several objectives, replicas and promotion need.
+
+Revision ID: 0003
+Revises: 0002
+"""
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
+
+
+def downgrade() -> None:
+    raise NotImplementedError("evenload only migrates forward; restore a backup to go back")
