@@ -50,6 +50,7 @@ class Cause(StrEnum):
     HYPERBAND = "hyperband"
     MEDIAN = "median"
     PATIENCE = "patience"
+    PBT = "pbt"
     STOP_RULE = "stop_rule"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
@@ -69,7 +70,7 @@ _E, _T, _R = ExperimentState, TrialState, RunState
 # One table per kind: members of two StrEnums with the same word are equal, so one dict could not hold them all.
 TRANSITIONS: Mapping[type[State], Mapping[State, frozenset[State]]] = {
     ExperimentState: {
-        _E.QUEUED: frozenset({_E.RUNNING, _E.CANCELLING, _E.CANCELLED, _E.FAILED}),
+        _E.QUEUED: frozenset({_E.RUNNING, _E.PAUSED, _E.CANCELLING, _E.CANCELLED, _E.FAILED}),
         _E.RUNNING: frozenset({_E.COMPLETED, _E.FAILED, _E.PAUSING, _E.CANCELLING}),
         _E.PAUSING: frozenset({_E.PAUSED, _E.CANCELLING, _E.COMPLETED, _E.FAILED}),
         _E.PAUSED: frozenset({_E.QUEUED, _E.CANCELLING, _E.CANCELLED}),

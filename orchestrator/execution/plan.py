@@ -59,6 +59,7 @@ class ExperimentView:
     Attributes:
         epoch: the current one.
         has_live_lease: somebody has renewed it lately.
+        is_admitted: a trial of it would get a place now; a queued experiment gets no driver before.
         driver: its driver on this host; None if we know of none.
         num_fruitless: drivers launched in a row since the experiment last got on.
         since_launch_s: seconds since the last launch; None if there was none.
@@ -68,6 +69,7 @@ class ExperimentView:
     state: ExperimentState
     epoch: int
     has_live_lease: bool
+    is_admitted: bool = True
     driver: DriverView | None = None
     num_fruitless: int = 0
     since_launch_s: float | None = None
@@ -104,6 +106,14 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """Claim the experiment and leave it paused: there is no driver to do so."""
+
+    experiment_id: str
+    release: bool
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """Claim the experiment and end it as failed."""
 
@@ -112,7 +122,7 @@ class GiveUp:
     reason: str
 
 
-Action = StartService | EndDriver | Launch | Cancel | GiveUp
+Action = StartService | EndDriver | Launch | Cancel | Pause | GiveUp
 
 
 def plan(services: Sequence[ServiceView], experiments: Sequence[ExperimentView]) -> list[Action]:
@@ -151,6 +161,10 @@ def _next_for(experiment: ExperimentView, *, ray_ready: bool) -> Action | None:
     release = experiment.has_live_lease
     if experiment.state is ExperimentState.CANCELLING:
         return Cancel(experiment.id, release)
+    if experiment.state is ExperimentState.PAUSING:
+        return Pause(experiment.id, release)
+    if experiment.state is ExperimentState.QUEUED and not experiment.is_admitted:
+        return None
     if experiment.num_fruitless >= MAX_FRUITLESS_LAUNCHES:
         return GiveUp(
             experiment.id,

@@ -204,7 +204,7 @@ class Recorder:
         Rungs so close that they share a step are arrived at one by one, each when the one before is decided.
         """
         undecided = [record.rung for record in trial.rungs if record.decision is None]
-        return trial.kind is TrialKind.BASELINE or not undecided or rung <= undecided[0]
+        return trial.kind is not TrialKind.SEARCH or not undecided or rung <= undecided[0]
 
     def _objective(self, work: Work, trial_id: str, report: RunReport) -> tuple[float | None, int]:
         """The objective's value when `report` came, and the training tokens it belongs to.

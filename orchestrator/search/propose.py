@@ -23,6 +23,7 @@ from orchestrator.search.quasi import qmc_points
 from orchestrator.search.shuffle import shuffled
 from orchestrator.search.space import parameters, resolve, violation
 from orchestrator.search.study import ask, study_of
+from orchestrator.search.visible import without_added
 from orchestrator.spec import ExperimentSpec, Scalar
 from orchestrator.store.records import Proposal, TrialRecord
 
@@ -43,11 +44,13 @@ def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]
 
     Args:
         number: the trial's number in the experiment; the baselines have the numbers before the search's.
-        history: the trials before it, in any order; those with a higher number and the baselines play no part.
+        history: the trials before it, in any order; those with a higher number, the baselines and
+            what was added by hand play no part.
 
     Raises:
         ValueError: the experiment is synchronous and an earlier batch has not ended.
     """
+    number, history = without_added(number, history)
     index = number - len(spec.baselines)
     if index >= num_search_trials(spec):
         return None

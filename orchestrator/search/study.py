@@ -13,7 +13,7 @@ from orchestrator.search.generations import generations
 from orchestrator.search.grid import AnyDomain, lattice_point, num_lattice_points
 from orchestrator.search.outcome import excesses
 from orchestrator.search.space import active, parameters
-from orchestrator.search.visible import visible
+from orchestrator.search.visible import visible, without_added
 from orchestrator.spec import ChoiceDomain, ExperimentSpec, FloatDomain, IntDomain, Scalar
 from orchestrator.states import Cause, TrialState
 from orchestrator.store.records import TrialRecord
@@ -78,6 +78,7 @@ def study_of(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     domains = {parameter.name: parameter.domain for parameter in parameters(spec)}
     distributions = {name: _distribution(domain) for name, domain in domains.items()}
+    number, history = without_added(number, history)
     trials = visible(spec, number, history)
     with warnings.catch_warnings():
         # `multivariate` and `group` are called experimental by every Optuna so far.
@@ -169,7 +170,7 @@ def _outcome(
         return states.RUNNING, None, None
     if trial.state is TrialState.COMPLETED and trial.objective is not None:
         return states.COMPLETE, trial.objective, {_RUNS: 0.0} | limits
-    if trial.state is TrialState.PRUNED:
+    if trial.state is TrialState.PRUNED and trial.cause is not Cause.USER:
         return states.PRUNED, None, {_RUNS: 0.0} | limits
     if trial.cause in _CANNOT_RUN:
         return states.PRUNED, None, {_RUNS: 1.0} | limits

@@ -1,5 +1,6 @@
 """What a proposal may know of the trials before it."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,6 +33,25 @@ def visible(spec: ExperimentSpec, number: int, history: Sequence[TrialRecord]) -
             trial = replace(trial, state=TrialState.RUNNING, cause=None, objective=None, rungs=(), finished_at_ms=None)
         found.append(trial)
     return found
+
+
+def without_added(number: int, history: Sequence[TrialRecord]) -> tuple[int, Sequence[TrialRecord]]:
+    """Trial `number` and the trials before it, numbered as if none had been added by hand.
+
+    So what a user adds in the middle of a search changes nothing of what the search does afterwards.
+
+    Args:
+        history: in any order; trials with a higher number are numbered among the others but play no part.
+    """
+    added = sorted(trial.number for trial in history if trial.kind is TrialKind.ADDED)
+    if not added:
+        return number, history
+    kept = [
+        replace(trial, number=trial.number - bisect_left(added, trial.number))
+        for trial in history
+        if trial.kind is not TrialKind.ADDED
+    ]
+    return number - bisect_left(added, number), kept
 
 
 def first_of_batch(spec: ExperimentSpec, number: int) -> int:

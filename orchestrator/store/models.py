@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -59,6 +60,8 @@ class ExperimentRow(Base):
     """What the user sent."""
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
     """The normalised ExperimentSpec with all defaults."""
+    spec_version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """How often it was extended; spec and document change only together with it."""
     warnings: Mapped[list[str]] = mapped_column(Json)
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
     idempotency_fingerprint: Mapped[str | None] = mapped_column(String(64))
@@ -70,6 +73,14 @@ class ExperimentRow(Base):
     """Host, boot and pid of the driver."""
     lease_until_ms: Mapped[int | None] = mapped_column(BigInteger)
     lease_boot_id: Mapped[str | None] = mapped_column(String(64))
+    owner: Mapped[str] = mapped_column(String(80), default="local", server_default="local")
+    """Whose token submitted it; `local` for the installation's own. Places are shared fairly among owners."""
+    priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Higher ones get free places first."""
+    wants_run: Mapped[bool] = mapped_column(default=True, server_default=true())
+    """Its driver would start a run if it got a place. Counts while the driver's lease lives."""
+    stop_within_s: Mapped[float | None] = mapped_column(Float(53))
+    """While it is being paused or cancelled: seconds for its runs to write a checkpoint before they are killed."""
     mlflow_experiment_id: Mapped[str | None] = mapped_column(String(64))
     created_at_ms: Mapped[int] = mapped_column(BigInteger, index=True)
     finished_at_ms: Mapped[int | None] = mapped_column(BigInteger)
@@ -79,6 +90,8 @@ class TrialRow(Base):
     __tablename__ = "trials"
     __table_args__ = (
         Index("uq_trials_experiment_id_number", "experiment_id", "number", unique=True),
+        # A failed trial is tried again once; what comes of that may be tried again in its turn.
+        Index("uq_trials_retry_of", "retry_of", unique=True),
         CheckConstraint(_one_of(TrialState), name="state"),
         CheckConstraint(
             "(state IN ('completed', 'pruned', 'failed', 'infeasible', 'cancelled')) = (finished_at_ms IS NOT NULL)",
@@ -91,11 +104,21 @@ class TrialRow(Base):
     number: Mapped[int] = mapped_column(Integer)
     """0-based order of proposal; baselines come first."""
     kind: Mapped[str] = mapped_column(String(16))
-    """`search` or `baseline`."""
+    """`search`, `baseline` or `added`."""
     label: Mapped[str | None] = mapped_column(String(80))
-    """A baseline's name."""
+    """A baseline's name, or that of a point added by hand."""
+    retry_of: Mapped[str | None] = mapped_column(String(32))
+    """The failed trial that this one repeats, at a user's wish."""
     batch: Mapped[int | None] = mapped_column(Integer)
     """Batch of a synchronous experiment."""
+    point: Mapped[int | None] = mapped_column(Integer)
+    """Where points are tried with several seeds: 0-based order of the point, baselines first; else null."""
+    replica: Mapped[int | None] = mapped_column(Integer)
+    """Which of its point's seeds it has, from 0. Null with `point`."""
+    parent_trial_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    """The trial of this experiment that it goes on from (population-based training)."""
+    parent_checkpoint_id: Mapped[str | None] = mapped_column(String(32))
+    """The parent's checkpoint that it begins with, and pins."""
     state: Mapped[str] = mapped_column(String(16))
     cause: Mapped[str | None] = mapped_column(String(32))
     reason: Mapped[str] = mapped_column(Text, default="")
@@ -115,6 +138,12 @@ class TrialRow(Base):
     """Training tokens at which `objective` was measured."""
     summary: Mapped[dict[str, Any] | None] = mapped_column(Json)
     """RunSummary of the finished trial; of a pruned one what its last evaluation gave."""
+    further_values: Mapped[list[float | None] | None] = mapped_column(Json)
+    """Of a completed trial: a value for each of the spec's further objectives; null where the run has none."""
+    veto: Mapped[str | None] = mapped_column(Text)
+    """The limit with a veto that the completed trial is beyond, in words: it cannot win."""
+    spec_version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Which version of the spec it was proposed under."""
     num_retries: Mapped[int] = mapped_column(Integer, default=0)
     created_at_ms: Mapped[int] = mapped_column(BigInteger)
     started_at_ms: Mapped[int | None] = mapped_column(BigInteger)
@@ -218,6 +247,49 @@ class ForkRow(Base):
     at_ms: Mapped[int] = mapped_column(BigInteger)
 
 
+class SpecVersionRow(Base):
+    """A version of the spec of an experiment that was extended; there are none of one that never was."""
+
+    __tablename__ = "spec_versions"
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    """0 is what was submitted."""
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    since_sequence: Mapped[int] = mapped_column(BigInteger)
+    """`experiments.sequence` when it came into force."""
+    at_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class WarmStartRow(Base):
+    """What an experiment's sampler learned from other experiments, as it was when the experiment was submitted."""
+
+    __tablename__ = "warm_starts"
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    trials: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    """`warm_start.WarmTrial` of each trial that is used, in the order in which they are told."""
+    skipped: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    """`warm_start.Skipped`: how many trials of which experiment are not used, by reason."""
+    at_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class AnalysisRow(Base):
+    """What was last worked out of an experiment's trials, and whether somebody waits for a newer one."""
+
+    __tablename__ = "analyses"
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    wanted_ms: Mapped[int | None] = mapped_column(BigInteger)
+    """Since when somebody waits; null if nobody does."""
+    sequence: Mapped[int | None] = mapped_column(BigInteger)
+    """`experiments.sequence` that `document` is about."""
+    document: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    problem: Mapped[str | None] = mapped_column(Text)
+    """Why the last attempt gave none."""
+    at_ms: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class TransitionRow(Base):
     """A legal move between states, for the triggers to look up. The migrations fill it from states.TRANSITIONS."""
 
@@ -249,12 +321,19 @@ class CommandRow(Base):
     """A wish of a user, written by the API and applied by the orchestrator."""
 
     __tablename__ = "commands"
-    __table_args__ = (CheckConstraint("state IN ('pending', 'applied', 'rejected')", name="state"),)
+    __table_args__ = (
+        Index("uq_commands_idempotency_key", "idempotency_key", unique=True),
+        CheckConstraint("state IN ('pending', 'applied', 'rejected')", name="state"),
+    )
 
     id: Mapped[int] = mapped_column(Sequence, primary_key=True, autoincrement=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), index=True)
     kind: Mapped[str] = mapped_column(String(24))
-    """`cancel` for now."""
+    """`pause`, `resume`, `cancel`, `kill`, `prioritize`; of a trial `stop`, `retry`, `add`."""
+    trial_id: Mapped[str | None] = mapped_column(String(32))
+    """The trial it is about; of `retry` and `add` the one that it made."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(200))
+    idempotency_fingerprint: Mapped[str | None] = mapped_column(String(64))
     payload: Mapped[dict[str, Any]] = mapped_column(Json)
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text, default="")

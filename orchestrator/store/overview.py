@@ -37,6 +37,15 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The first baseline of an experiment that completed with an objective."""
+
+    trial_id: str
+    label: str | None
+    objective: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pace:
     """How fast an experiment's trials go.
 
@@ -113,7 +122,7 @@ def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[st
             )
             .where(
                 TrialRow.experiment_id.in_(ids),
-                TrialRow.kind == TrialKind.SEARCH.value,
+                TrialRow.kind != TrialKind.BASELINE.value,
                 TrialRow.state == TrialState.COMPLETED.value,
                 TrialRow.objective.is_not(None),
             )
@@ -140,6 +149,35 @@ def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[st
                 params=row.params,
             )
     return best
+
+
+def references(connection: Connection, experiment_ids: Collection[str]) -> dict[str, Reference]:
+    """Experiment id -> what its trials are compared with: its first completed baseline, where there is one."""
+    rows = connection.execute(
+        select(TrialRow.experiment_id, TrialRow.id, TrialRow.label, TrialRow.objective)
+        .where(
+            TrialRow.experiment_id.in_(experiment_ids),
+            TrialRow.kind == TrialKind.BASELINE.value,
+            TrialRow.state == TrialState.COMPLETED.value,
+        )
+        .order_by(TrialRow.number)
+    )
+    found: dict[str, Reference] = {}
+    for row in rows:
+        if row.objective is not None and row.experiment_id not in found:
+            found[row.experiment_id] = Reference(trial_id=row.id, label=row.label, objective=row.objective)
+    return found
+
+
+def most_dead(connection: Connection, experiment_ids: Collection[str]) -> dict[str, float]:
+    """Experiment id -> largest fraction of dead experts in any layer of any trial that has ended with figures of it."""
+    fraction = TrialRow.summary["max_dead_fraction"].as_float()
+    rows = connection.execute(
+        select(TrialRow.experiment_id, func.max(fraction))
+        .where(TrialRow.experiment_id.in_(experiment_ids), TrialRow.summary.is_not(None))
+        .group_by(TrialRow.experiment_id)
+    )
+    return {experiment_id: float(worst) for experiment_id, worst in rows if worst is not None}
 
 
 def recent_summaries(connection: Connection, *, limit: int = 50) -> list[tuple[dict[str, Any], dict[str, Any]]]:

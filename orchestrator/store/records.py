@@ -20,6 +20,9 @@ class TrialKind(StrEnum):
 
     SEARCH = "search"
     BASELINE = "baseline"
+    ADDED = "added"
+    """By hand: a point that a user asked for, or a failed trial tried again. No part of the search, never stopped
+    early."""
 
 
 class RungDecision(StrEnum):
@@ -45,11 +48,16 @@ class Proposal:
         params: parameter path -> plain value (an options domain: the option's name).
         config: the complete configuration, or None if the point makes no valid one.
         problem: why there is no config, or None.
+        point, replica: which point it is and which of its seeds, where points are tried with several.
+        parent: the checkpoint of another trial that it goes on from, or None.
     """
 
     params: dict[str, Scalar]
     config: TrainConfig | None
     problem: str | None = None
+    point: int | None = None
+    replica: int | None = None
+    parent: "CheckpointRecord | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,10 @@ class ExperimentRecord:
     created_at_ms: int
     finished_at_ms: int | None
     trial_counts: Mapping[TrialState, int]
+    owner: str = "local"
+    priority: int = 0
+    wants_run: bool = True
+    stop_within_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +148,15 @@ class TrialRecord:
     created_at_ms: int
     started_at_ms: int | None
     finished_at_ms: int | None
+    point: int | None = None
+    replica: int | None = None
+    parent_trial_id: str | None = None
+    parent_checkpoint_id: str | None = None
+    retry_of: str | None = None
     rungs: tuple[RungRecord, ...] = ()
+    further_values: list[float | None] | None = None
+    veto: str | None = None
+    spec_version: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +238,9 @@ class CommandRecord:
     reason: str
     created_at_ms: int
     applied_at_ms: int | None
+    trial_id: str | None = None
+    idempotency_key: str | None = None
+    idempotency_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ class Rungs(Repository):
         """Records a trial's arrival at a rung, decides on it, and returns both.
 
         If the trial arrived there before (a run that was resumed from an older checkpoint), what was recorded and
-        decided then is returned and nothing is decided again. Baselines always continue.
+        decided then is returned and nothing is decided again. Only trials of the search are ever stopped.
 
         Args:
             value: the objective; what is not finite is passed on and stored as None.
@@ -43,9 +43,10 @@ class Rungs(Repository):
             if there.rung == rung:
                 return there
         value = finite_number(value)
-        if trial.kind is TrialKind.BASELINE:
+        if trial.kind is not TrialKind.SEARCH:
+            what = "a baseline" if trial.kind is TrialKind.BASELINE else "added by hand"
             decision: Decision | None = Decision(
-                decision=RungDecision.CONTINUE, explanation="a baseline, which is never stopped early"
+                decision=RungDecision.CONTINUE, explanation=f"{what}, which is never stopped early"
             )
         elif decide is None:
             decision = None

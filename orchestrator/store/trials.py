@@ -46,7 +46,7 @@ class Trials(Repository):
             number=number,
             kind=TrialKind.SEARCH,
             label=None,
-            batch=self._batch(experiment_id, number - sum(trial.kind is TrialKind.BASELINE for trial in history)),
+            batch=self._batch(experiment_id, sum(trial.kind is TrialKind.SEARCH for trial in history)),
             epoch=epoch,
             sequence=self._work.experiments.next_sequence(experiment_id),
             proposal=proposal,
