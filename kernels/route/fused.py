@@ -83,7 +83,7 @@ class _Route(torch.autograd.Function):
         counts_PE = new((num_tiles, num_experts), dtype=torch.int32)
         prob_sum_PE = new((num_tiles, num_experts), dtype=torch.float32)
         gate_mass_PE = new((num_tiles, num_experts), dtype=torch.float32)
-        stats_PS = new((num_tiles, len(STAT_NAMES)), dtype=torch.float32)
+        stats_PS = new((num_tiles, len(STAT_NAMES)), dtype=torch.float64)
         _route_forward[(num_tiles,)](
             logits_TE,
             bias_E if bias_E is not None else logits_TE,
@@ -110,7 +110,7 @@ class _Route(torch.autograd.Function):
         counts_E, offsets_E, permutation_N, inverse_N = _expert_order(ids_TK, rank_TK, counts_PE, tile)
         prob_sum_E = prob_sum_PE.sum(dim=0)
         stats_S = torch.cat((stats_PS[:, :NUM_SUM_SLOTS].sum(dim=0), stats_PS[:, NUM_SUM_SLOTS:].amax(dim=0)))
-        z_sum = stats_S[STAT_NAMES.index("logsumexp_sq_sum")].clone()
+        z_sum = stats_S[STAT_NAMES.index("logsumexp_sq_sum")].float()
         gate_mass_E = gate_mass_PE.sum(dim=0)
 
         ctx.save_for_backward(logits_TE, ids_TK, weights_TK, logsumexp_T)
@@ -302,11 +302,12 @@ def _route_forward(
     # Slots in the order of kernels.route.stats.STAT_SLOTS.
     one = tl.where(real_t, 1.0, 0.0)
     entropy = -tl.sum(probs * tl.where(real, log_probs, 0.0), axis=1)
+    entropy = tl.where(real_t, entropy, 0.0).to(tl.float64)  # its spread is a difference of sums
     top_k_mass = tl.sum(tl.where(chosen, probs, 0.0), axis=1)
     stats = stats_ptr + program * NUM_SLOTS
     tl.store(stats + 0, tl.sum(one, axis=0))
-    tl.store(stats + 1, tl.sum(one * entropy, axis=0))
-    tl.store(stats + 2, tl.sum(one * entropy * entropy, axis=0))
+    tl.store(stats + 1, tl.sum(entropy, axis=0))
+    tl.store(stats + 2, tl.sum(entropy * entropy, axis=0))
     tl.store(stats + 3, tl.sum(one * logsumexp, axis=0))
     tl.store(stats + 4, tl.sum(one * logsumexp * logsumexp, axis=0))
     tl.store(stats + 5, tl.sum(one * top_k_mass, axis=0))

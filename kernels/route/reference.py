@@ -98,8 +98,8 @@ def _statistics(
     gate_mass_E = [weights_TK[ranking_TE[:, :top_k] == expert].sum() for expert in range(num_experts)]
     slots = {
         "num_tokens": torch.tensor(float(num_tokens), device=logits_TE.device),
-        "token_entropy_sum": entropy_T.sum(),
-        "token_entropy_sq_sum": entropy_T.square().sum(),
+        "token_entropy_sum": entropy_T.double().sum(),
+        "token_entropy_sq_sum": entropy_T.double().square().sum(),
         "logsumexp_sum": logsumexp_T.sum(),
         "logsumexp_sq_sum": logsumexp_T.square().sum(),
         "top_k_mass_sum": probs_TE.gather(1, ranking_TE[:, :top_k]).sum(),
@@ -108,7 +108,7 @@ def _statistics(
         "logit_max": logits_TE.max(),
     }
     return RouterStats(
-        stats_S=torch.stack([slots[name].float() for name in STAT_NAMES]),
+        stats_S=torch.stack([slots[name].double() for name in STAT_NAMES]),
         counts_E=counts_E,
         prob_sum_E=probs_TE.sum(dim=0).float(),
         gate_mass_E=torch.stack(gate_mass_E).float(),

@@ -29,7 +29,7 @@ class StatSlot(NamedTuple):
 
 # z: the logits; p: the router's distribution (softmax of z, or sigmoid scores divided by their sum).
 STAT_SLOTS = (
-    StatSlot("num_tokens", Reduction.SUM, "tokens routed; exact up to 2**24 in float32"),
+    StatSlot("num_tokens", Reduction.SUM, "tokens routed"),
     StatSlot("token_entropy_sum", Reduction.SUM, "sum over tokens of H = -sum_e p ln p, nats"),
     StatSlot("token_entropy_sq_sum", Reduction.SUM, "sum over tokens of H**2, for the spread of H"),
     StatSlot("logsumexp_sum", Reduction.SUM, "sum over tokens of ln sum_e exp z"),
@@ -49,9 +49,10 @@ assert all(slot.reduction is Reduction.SUM for slot in STAT_SLOTS[:NUM_SUM_SLOTS
 
 
 class RouterStats(NamedTuple):
-    """Statistics of one routing pass, detached; float32 except the counts.
+    """Statistics of one routing pass, detached; float32 where nothing else is said.
 
-    stats_S: the slots of STAT_SLOTS, in that order.
+    stats_S: float64, the slots of STAT_SLOTS, in that order: a spread is a difference of sums, which float32 sums over
+        thousands of tokens give to 1e-3 of the mean only.
     counts_E: int64, pairs routed to each expert: the demand, before any is dropped.
     prob_sum_E: sum over tokens of p; null experts after the E others.
     gate_mass_E: sum over the pairs of an expert of the weight the router gave them, before any is dropped.
@@ -70,7 +71,7 @@ class RouterStats(NamedTuple):
         """Returns the statistics of no tokens: `identity.combine(a)` equals `a`."""
         start_S = [0.0 if slot.reduction is Reduction.SUM else float("-inf") for slot in STAT_SLOTS]
         return cls(
-            stats_S=torch.tensor(start_S, dtype=torch.float32, device=device),
+            stats_S=torch.tensor(start_S, dtype=torch.float64, device=device),
             counts_E=torch.zeros(num_experts, dtype=torch.int64, device=device),
             prob_sum_E=torch.zeros(num_experts, dtype=torch.float32, device=device),
             gate_mass_E=torch.zeros(num_experts, dtype=torch.float32, device=device),

@@ -147,12 +147,13 @@ def statistics(
     chosen_probs_TK: Tensor,
     edge_T2: Tensor,
 ) -> Tensor:
-    """Returns the slots of `STAT_SLOTS` from values the routing pass has at hand.
+    """Returns the slots of `STAT_SLOTS`, float64, from values the routing pass has at hand.
 
     `edge_T2` holds the selection scores of the last chosen and the first refused expert, or one column when all are
     chosen.
     """
-    entropy_T = -(probs_TE * log_probs_TE).sum(dim=-1)
+    # The one sum whose square is subtracted from its sum of squares: float64 from the tokens on.
+    entropy_T = -(probs_TE * log_probs_TE).sum(dim=-1).double()
     margin_sum = (edge_T2[:, 0] - edge_T2[:, -1]).sum()
     flat_logits = logits_TE.reshape(-1)
     return torch.stack(

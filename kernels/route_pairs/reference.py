@@ -35,8 +35,8 @@ def route_pairs_reference(
     entropy_T = -torch.special.xlogy(probs_TE, probs_TE).sum(dim=-1)
     slots = {
         "num_tokens": torch.tensor(float(num_tokens), device=device),
-        "token_entropy_sum": entropy_T.sum(),
-        "token_entropy_sq_sum": entropy_T.square().sum(),
+        "token_entropy_sum": entropy_T.double().sum(),
+        "token_entropy_sq_sum": entropy_T.double().square().sum(),
         "logsumexp_sum": logsumexp_T.sum(),
         "logsumexp_sq_sum": logsumexp_T.square().sum(),
         "top_k_mass_sum": probs_TE[ids(tokens), ids(experts)].sum(),
@@ -45,7 +45,7 @@ def route_pairs_reference(
         "logit_max": logits_TE.max(),
     }
     stats = RouterStats(
-        stats_S=torch.stack([slots[name].detach().float() for name in STAT_NAMES]),
+        stats_S=torch.stack([slots[name].detach().double() for name in STAT_NAMES]),
         counts_E=counts_E,
         prob_sum_E=probs_TE.detach().sum(dim=0).float(),
         gate_mass_E=torch.stack(

@@ -71,6 +71,16 @@ def test_large_logits_of_both_signs_stay_finite() -> None:
         assert bool(dlogits_TE.isfinite().all())
 
 
+def test_spread_of_nearly_equal_entropies_is_in_the_sums() -> None:
+    typical_TE = random_logits(1, 16).expand(300, 16)
+    logits_TE = typical_TE + random_logits(300, 16, seed=1, spread=1e-3)
+    stats = route(logits_TE, top_k=2, normalize=True, backend="triton").stats
+    mean = stats.slot("token_entropy_sum") / 300
+    variance = stats.slot("token_entropy_sq_sum") / 300 - mean**2
+    expected = torch.special.entr(logits_TE.double().softmax(-1)).sum(-1).std(unbiased=False)
+    torch.testing.assert_close(variance.sqrt(), expected, rtol=1e-3, atol=1e-7)
+
+
 def test_ties_go_to_the_lower_id() -> None:
     logits_TE = torch.tensor([[0.0, -0.0, 0.0, -1.0, 0.0], [-2.0, 3.0, 3.0, 3.0, 3.0]])
     assert route(logits_TE, top_k=2, normalize=True, backend="triton").expert_ids_TK.tolist() == [[0, 1], [1, 2]]

@@ -119,7 +119,7 @@ def test_statistics_equal_those_of_the_dense_distribution(call: Drawn) -> None:
         "logit_sq_sum": z_TE.square().sum(),
         "logit_max": z_TE.max(),
     }
-    expected_S = torch.tensor([float(expected[name]) for name in STAT_NAMES])
+    expected_S = torch.tensor([float(expected[name]) for name in STAT_NAMES], dtype=torch.float64)
     torch.testing.assert_close(routing.stats.stats_S, expected_S, rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(routing.stats.prob_sum_E, p_TE.sum(0).float(), rtol=1e-4, atol=1e-5)
     gate_mass_E = torch.zeros(z_TE.shape[1]).index_add(0, routing.expert_ids_TK.flatten(), routing.weights_TK.flatten())
