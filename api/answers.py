@@ -5,13 +5,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.schemas.experiments import BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
+from api.schemas.experiments import BaselineBest, BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
 from api.schemas.trials import CheckpointRead, ForkRead, Progress, RungRead, RunRead, TrialDetail, TrialRead
 from orchestrator.search.grid import num_search_trials
-from orchestrator.search.stop import rung_tokens
+from orchestrator.search.rungs import rung_tokens
 from orchestrator.spec import ExperimentSpec, Objective
 from orchestrator.states import TrialState, is_terminal
-from orchestrator.store.overview import Best, NewestRun, Pace, best_trials, newest_runs, num_spikes, paces
+from orchestrator.store.overview import (
+    Best,
+    NewestRun,
+    Pace,
+    best_trials,
+    most_dead,
+    newest_runs,
+    num_spikes,
+    paces,
+    references,
+)
 from orchestrator.store.records import ExperimentRecord, ForkRecord, RunRecord, TrialRecord
 from orchestrator.store.work import Work
 from trainer.config import TrainConfig
@@ -34,13 +44,20 @@ def experiment_detail(work: Work, record: ExperimentRecord) -> ExperimentDetail:
         warnings=list(record.warnings),
         rung_tokens=list(rung_tokens(spec)),
         mlflow_url=mlflow_url(work, record.mlflow_experiment_id),
-        fork=None if (fork := work.forks.of_experiment(record.id)) is None else fork_read(fork),
+        fork=None if (fork := work.forks.of_experiment(record.id)) is None else fork_read(work, fork),
     )
 
 
-def fork_read(record: ForkRecord) -> ForkRead:
-    """A fork."""
-    return ForkRead(**vars(record))
+def fork_read(work: Work, record: ForkRecord) -> ForkRead:
+    """A fork, with the names of both experiments."""
+    fork = work.experiments.get(record.experiment_id)
+    return ForkRead(
+        **vars(record),
+        name=fork.name,
+        state=fork.state,
+        parent_name=work.experiments.get(record.parent_experiment_id).name,
+        trial_number=work.trials.get(record.trial_id).number,
+    )
 
 
 def checkpoint_rows(work: Work, trial_id: str) -> list[CheckpointRead]:
@@ -143,7 +160,10 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
     best = best_trials(
         work.connection, {key: objective.direction == "maximize" for key, objective in objectives.items()}
     )
-    spikes = num_spikes(work.connection, [record.id for record in records])
+    ids = [record.id for record in records]
+    spikes = num_spikes(work.connection, ids)
+    baselines = references(work.connection, ids)
+    dead = most_dead(work.connection, ids)
     pace = paces(work.connection, [record.id for record in records if not is_terminal(record.state)])
     rows: list[dict[str, Any]] = []
     for record in records:
@@ -165,6 +185,8 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
                 "num_trials": num_trials,
                 "trial_counts": TrialCounts(**{state.value: record.trial_counts.get(state, 0) for state in TrialState}),
                 "best": _best(best.get(record.id)),
+                "baseline": None if (one := baselines.get(record.id)) is None else BaselineBest(**vars(one)),
+                "max_dead_fraction": dead.get(record.id),
                 "num_spikes": spikes[record.id],
                 "eta_s": eta_s,
             }

@@ -8,18 +8,22 @@ from api.problems import KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
 from api.routes.experiments import IdempotencyKey, fingerprint
 from api.schemas.experiments import ExperimentDetail
 from api.schemas.trials import CheckpointList, ForkList, ForkRequest
+from api.telemetry import config_of
 from orchestrator.capacity import capacity_of
 from orchestrator.forking import plan_fork, submit_fork
+from trainer.config.fork import forkable_paths
 
 router = APIRouter(tags=["forks"])
 
 
 @router.get("/trials/{trial_id}/checkpoints", operation_id="list_checkpoints", responses=problems(NOT_FOUND))
 def list_checkpoints(trial_id: str, database: DatabaseOf) -> CheckpointList:
-    """The checkpoints of a trial that are kept: what it can be forked from."""
+    """The checkpoints of a trial that are kept: what it can be forked from, and which values a fork may change."""
     with database.read() as work:
-        work.trials.get(trial_id)
-        return CheckpointList(items=checkpoint_rows(work, trial_id))
+        config = config_of(work.trials.get(trial_id))
+        return CheckpointList(
+            items=checkpoint_rows(work, trial_id), forkable=[] if config is None else forkable_paths(config)
+        )
 
 
 @router.get("/trials/{trial_id}/forks", operation_id="list_forks", responses=problems(NOT_FOUND))
@@ -27,7 +31,7 @@ def list_forks(trial_id: str, database: DatabaseOf) -> ForkList:
     """The experiments forked from a trial, oldest first."""
     with database.read() as work:
         work.trials.get(trial_id)
-        return ForkList(items=[fork_read(record) for record in work.forks.of_trial(trial_id)])
+        return ForkList(items=[fork_read(work, record) for record in work.forks.of_trial(trial_id)])
 
 
 @router.post(

@@ -185,6 +185,20 @@ def list_alarms(trial_id: str, database: DatabaseOf, settings: SettingsOf) -> Al
     return AlarmList(items=[Alarm.model_validate({"trial_id": trial_id, **alarm}) for alarm in alarms(source)])
 
 
+@router.get("/experiments/{experiment_id}/alarms", operation_id="list_experiment_alarms", responses=problems(NOT_FOUND))
+def list_experiment_alarms(experiment_id: str, database: DatabaseOf, settings: SettingsOf) -> AlarmList:
+    """The alarms of all trials of an experiment, trial by trial in the order of their first alarm."""
+    with database.read() as work:
+        work.experiments.get(experiment_id)
+        sources = [
+            trial_source(work, work.trials.get(trial_id), settings.home)
+            for trial_id in work.events.trials_with("alarm", experiment_id=experiment_id)
+        ]
+    return AlarmList(
+        items=[Alarm.model_validate({"trial_id": source.id, **alarm}) for source in sources for alarm in alarms(source)]
+    )
+
+
 @router.get("/trials/{trial_id}/spikes", operation_id="list_spikes", responses=problems(NOT_FOUND))
 def list_spikes(trial_id: str, database: DatabaseOf, settings: SettingsOf) -> SpikeList:
     """Loss and gradient spikes with the router's state before, at and after."""

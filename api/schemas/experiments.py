@@ -33,6 +33,14 @@ class BestTrial(Answer):
     params: dict[str, Scalar]
 
 
+class BaselineBest(Answer):
+    """What the trials are compared with: the first baseline that completed."""
+
+    trial_id: str
+    label: str | None
+    objective: float
+
+
 class ExperimentSummary(Answer):
     """One row of the list of experiments."""
 
@@ -49,6 +57,10 @@ class ExperimentSummary(Answer):
     """Trials of the search plus baselines, as planned."""
     trial_counts: TrialCounts
     best: BestTrial | None
+    baseline: BaselineBest | None
+    """Null while no baseline has completed."""
+    max_dead_fraction: float | None
+    """Largest router/dead_fraction of any layer of any trial that has ended; null without such figures."""
     num_spikes: int
     """Loss and gradient spikes over all its trials."""
     eta_s: float | None

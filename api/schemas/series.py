@@ -167,7 +167,7 @@ class Alarm(Answer):
 
 
 class AlarmList(Answer):
-    """Alarms of a trial in order of their step."""
+    """Alarms in order of their step; of an experiment, trial by trial."""
 
     items: list[Alarm]
 

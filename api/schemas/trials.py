@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from api.schemas.wire import Answer, EpochMs, Question, Scalar, shown_as
-from orchestrator.states import Cause, RunState, TrialState
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from trainer.config.run import RunSummary
 
 
@@ -171,6 +171,8 @@ class CheckpointList(Answer):
     """Checkpoints of a trial, fewest tokens first."""
 
     items: list[CheckpointRead]
+    forkable: list[str]
+    """Dotted paths of the trial's configuration whose values a fork may change."""
 
 
 class ForkRequest(Question):
@@ -189,9 +191,15 @@ class ForkRead(Answer):
 
     experiment_id: str
     """The fork."""
+    name: str
+    """Of the fork."""
+    state: ExperimentState
+    """Of the fork."""
     parent_experiment_id: str
+    parent_name: str
     trial_id: str
     """The trial it goes on from."""
+    trial_number: int
     run_id: str
     """The run that wrote the checkpoint."""
     checkpoint_id: str

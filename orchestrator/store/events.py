@@ -61,6 +61,16 @@ class Events(Repository):
         query = select(*EventRow.__table__.columns).where(EventRow.kind == kind, EventRow.trial_id == trial_id)
         return tuple(EventRecord(**row) for row in self._connection.execute(query.order_by(EventRow.id)).mappings())
 
+    def trials_with(self, kind: str, *, experiment_id: str) -> tuple[str, ...]:
+        """Ids of the trials of an experiment that have an event of a kind, in order of its first."""
+        query = (
+            select(EventRow.trial_id)
+            .where(EventRow.experiment_id == experiment_id, EventRow.kind == kind, EventRow.trial_id.is_not(None))
+            .group_by(EventRow.trial_id)
+            .order_by(func.min(EventRow.id))
+        )
+        return tuple(str(trial_id) for trial_id in self._connection.execute(query).scalars())
+
     def last_id(self) -> int:
         """The id of the newest event, 0 if there is none."""
         return self._connection.execute(select(func.coalesce(func.max(EventRow.id), 0))).scalar_one()

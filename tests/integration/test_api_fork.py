@@ -79,8 +79,10 @@ def parent(lab: Installation, client: TestClient, **fields: Any) -> RunRecord:
 
 def test_fork_is_queued_runs_and_tells_where_it_comes_from(lab: Installation, client: TestClient):
     run = parent(lab, client)
-    kept = client.get(f"/v1/trials/{run.trial_id}/checkpoints").json()["items"]
-    assert [checkpoint["step"] for checkpoint in kept] == [2, 4, 6, 8]
+    kept = client.get(f"/v1/trials/{run.trial_id}/checkpoints").json()
+    assert [checkpoint["step"] for checkpoint in kept["items"]] == [2, 4, 6, 8]
+    assert "optimizer.lr" in kept["forkable"]
+    assert "model.dim" not in kept["forkable"]
 
     answer = client.post(f"/v1/runs/{run.id}:fork", json={"step": 4, "set": {"optimizer.lr": 0.001}})
     assert answer.status_code == 201, answer.text
@@ -93,6 +95,7 @@ def test_fork_is_queued_runs_and_tells_where_it_comes_from(lab: Installation, cl
         run.trial_id,
         run.id,
     )
+    assert (lineage["parent_name"], lineage["trial_number"], lineage["name"]) == ("parent", 0, forked["name"])
     assert (lineage["step"], lineage["changes"]) == (4, {"optimizer.lr": 0.001})
     assert client.get(f"/v1/trials/{run.trial_id}/forks").json()["items"] == [lineage]
     assert client.get(f"/v1/experiments/{run.experiment_id}").json()["fork"] is None

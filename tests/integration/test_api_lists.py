@@ -143,6 +143,7 @@ def test_a_row_tells_how_far_a_trial_is(lab: Installation) -> None:
     assert lab.client().get(f"/v1/experiments/{experiment_id}/runs").json()["items"] == runs
     experiment = lab.client().get(f"/v1/experiments/{experiment_id}").json()
     assert experiment["num_spikes"] == 2
+    assert (experiment["baseline"], experiment["max_dead_fraction"]) == (None, None)
     assert experiment["eta_s"] > PROGRESS["eta_s"]  # there are seven more trials to come
     assert waiting.id == second["id"]
 
@@ -166,11 +167,21 @@ def test_the_best_trial_is_the_best_completed_one_of_the_search(lab: Installatio
             run = work.runs.start(trial_id, epoch=epoch)
             work.runs.running(run.id, epoch=epoch)
             work.runs.settle(run.id, epoch=epoch, state=RunState(state.value))
-            work.trials.settle(trial_id, epoch=epoch, state=state, objective=objective, objective_tokens=10)
+            work.trials.settle(
+                trial_id,
+                epoch=epoch,
+                state=state,
+                objective=objective,
+                objective_tokens=10,
+                summary={"max_dead_fraction": 0.25} if state is TrialState.PRUNED else None,
+            )
     experiment = lab.client().get(f"/v1/experiments/{experiment_id}").json()
     assert experiment["best"]["number"] == best
     assert experiment["trial_counts"]["completed"] == 3
-    assert lab.client().get("/v1/experiments").json()["items"][0]["best"] == experiment["best"]
+    (row,) = lab.client().get("/v1/experiments").json()["items"]
+    assert row["best"] == experiment["best"]
+    assert row["baseline"] == {"trial_id": baseline, "label": "dense", "objective": ended[0][2]}
+    assert row["max_dead_fraction"] == 0.25
     comparison = lab.client().get(f"/v1/experiments/{experiment_id}/comparison").json()
     ranked = [row for row in comparison["rows"] if row["rank"] is not None]
     assert [row["rank"] for row in ranked] == [1, 2, 3]

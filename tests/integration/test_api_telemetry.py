@@ -1,5 +1,6 @@
 """Telemetry over HTTP, of trials that were really trained: series, router, loads, evaluations, spikes, differences."""
 
+import contextlib
 import json
 import math
 import struct
@@ -13,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.settings import Settings
-from orchestrator.store.session import database_url
+from orchestrator.store.session import database_url, open_database
 from tests.support.api import BASE_URL
 from tests.support.seeded_home import DOMAINS, SeededHome, seed_home
 from tests.support.specs import experiment_document
@@ -259,6 +260,18 @@ def test_alarms_name_the_layer_and_come_in_order(lab: Lab) -> None:
     assert (cleared["change"], cleared["step"], cleared["layer"]) == ("cleared", 4, 2)
     assert raised["run_id"] == cleared["run_id"] == run["id"]
     assert raised["message"] == "collapse: router/max_load of layer 2 >= 0.5 since step 2, now 0.6"
+    # The experiment asks the trials that an alarm was reported of.
+    assert lab.get(f"experiments/{lab.home.sweep}/alarms")["items"] == []
+    with contextlib.closing(open_database(database_url(lab.home.root))) as database, database.transaction() as work:
+        for change in ("raised", "cleared"):
+            work.events.add(
+                "alarm",
+                experiment_id=lab.home.sweep,
+                trial_id=lab.dense["id"],
+                run_id=run["id"],
+                data={"change": change},
+            )
+    assert lab.get(f"experiments/{lab.home.sweep}/alarms")["items"] == [raised, cleared]
 
 
 def test_only_what_differs_between_trials_is_listed(lab: Lab) -> None:

@@ -114,6 +114,28 @@ def fork_config(parent: TrainConfig, changes: Mapping[str, Any], *, start: ForkS
     return config
 
 
+def forkable_paths(config: TrainConfig) -> list[str]:
+    """Return the dotted paths of a config's values that a fork may change one by one, in the config's order.
+
+    Of a section that may be replaced as a whole its `kind` is left out: another kind needs values of its own, so it
+    is given with the section.
+    """
+    paths = flat(config.model_dump(mode="json"))
+    return [
+        path
+        for path in paths
+        if path.rpartition(".")[2] != "kind"
+        and not path.startswith(f"{_STARTS_ANEW}.")
+        and path != _STARTS_ANEW
+        and _may_change(path, is_in_both=True)
+    ]
+
+
+def is_forkable(path: str) -> bool:
+    """Return whether a fork may change the value at a dotted path, or the section as a whole that is there."""
+    return path != _STARTS_ANEW and not path.startswith(f"{_STARTS_ANEW}.") and _may_change(path, is_in_both=True)
+
+
 def parsed_change(text: str) -> tuple[str, Any]:
     """Return path and value of `PATH=VALUE`; the value is YAML, and `1e-4` a number.
 

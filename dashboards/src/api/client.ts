@@ -5,6 +5,7 @@ import type { components, paths } from "./schema";
 export type Schemas = components["schemas"];
 
 type Answered<Operation> = Operation extends { responses: { 200: { content: { "application/json": infer Body } } } } ? Body
+  : Operation extends { responses: { 201: { content: { "application/json": infer Body } } } } ? Body
   : Operation extends { responses: { 202: { content: { "application/json": infer Body } } } } ? Body
   : never;
 type Parameters<Operation> = Operation extends { parameters: infer All } ? All : never;
@@ -29,6 +30,8 @@ export class ApiError extends Error {
     readonly title: string,
     message: string,
     readonly requestId: string | null,
+    /** One per field that is wrong. */
+    readonly errors: readonly Schemas["ProblemError"][] = [],
   ) {
     super(message);
   }
@@ -52,7 +55,7 @@ async function failure(response: Response): Promise<ApiError> {
   const requestId = response.headers.get("X-Request-Id");
   if ((response.headers.get("Content-Type") ?? "").includes("json")) {
     const problem = (await response.json()) as Partial<Schemas["Problem"]>;
-    return new ApiError(response.status, problem.title ?? "Error", problem.detail ?? response.statusText, problem.request_id ?? requestId);
+    return new ApiError(response.status, problem.title ?? "Error", problem.detail ?? response.statusText, problem.request_id ?? requestId, problem.errors ?? []);
   }
   return new ApiError(response.status, "Error", `The server answered ${response.status} ${response.statusText}.`, requestId);
 }
@@ -60,14 +63,18 @@ async function failure(response: Response): Promise<ApiError> {
 // An answer that takes longer will not come; without a limit one lost packet would stop the polling for good.
 const TIMEOUT_MS = 30_000;
 
-async function send(method: string, url: string, body: unknown, signal: AbortSignal | undefined): Promise<Response> {
+async function send(method: string, url: string, body: unknown, signal: AbortSignal | undefined, key?: string): Promise<Response> {
+  const headers: Record<string, string> = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (key !== undefined) headers["Idempotency-Key"] = key;
   let response: Response;
   try {
     response = await fetch(url, {
       method,
       credentials: "same-origin",
       signal: signal === undefined ? AbortSignal.timeout(TIMEOUT_MS) : AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT_MS)]),
-      ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }),
+      headers,
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
@@ -94,11 +101,11 @@ export async function getBytes<Path extends GetPath>(
   return (await send("GET", address(template, options.path, options.query), undefined, options.signal)).arrayBuffer();
 }
 
-/** POST and give the JSON answer; undefined where the answer has no body. */
+/** POST and give the JSON answer; undefined where the answer has no body. Repeated with the same `key` it acts once. */
 export async function post<Path extends PostPath>(
   template: Path,
-  options: { readonly path?: PathOf<paths[Path]["post"]>; readonly body?: BodyOf<paths[Path]["post"]>; readonly signal?: AbortSignal } = {},
+  options: { readonly path?: PathOf<paths[Path]["post"]>; readonly body?: BodyOf<paths[Path]["post"]>; readonly signal?: AbortSignal; readonly key?: string } = {},
 ): Promise<PostAnswer<Path>> {
-  const response = await send("POST", address(template, options.path, undefined), options.body, options.signal);
+  const response = await send("POST", address(template, options.path, undefined), options.body, options.signal, options.key);
   return (response.status === 204 ? undefined : await response.json()) as PostAnswer<Path>;
 }

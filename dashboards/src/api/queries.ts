@@ -1,6 +1,6 @@
 /** What the pages ask the API, as hooks. Live things are asked again every 2 s, others once. */
 
-import { keepPreviousData, useQueries, useQuery, useQueryClient, useMutation, type UseQueryResult } from "@tanstack/react-query";
+import { keepPreviousData, useQueries, useQuery, type UseQueryResult } from "@tanstack/react-query";
 
 import { get, getBytes, post, type ApiError, type Schemas } from "./client";
 import { parseLoadHistory, type LoadHistory } from "./loadHistory";
@@ -81,24 +81,14 @@ export function useTrials(experimentId: string, live: boolean): Answer<Schemas["
   });
 }
 
-function comparisonOf(experimentId: string, live: boolean, period: number) {
-  return {
+export function useComparison(experimentId: string, live: boolean): Answer<Schemas["Comparison"]> {
+  return useQuery({
     queryKey: ["comparison", experimentId, live],
-    queryFn: ({ signal }: { signal: AbortSignal }) =>
-      get("/v1/experiments/{experiment_id}/comparison", { path: { experiment_id: experimentId }, signal }),
+    queryFn: ({ signal }) => get("/v1/experiments/{experiment_id}/comparison", { path: { experiment_id: experimentId }, signal }),
     placeholderData: keepPreviousData,
     staleTime: live ? 0 : Infinity,
-    ...while_(live, period),
-  };
-}
-
-export function useComparison(experimentId: string, live: boolean): Answer<Schemas["Comparison"]> {
-  return useQuery(comparisonOf(experimentId, live, LIVE_SERIES_MS));
-}
-
-/** The comparisons of several experiments, in their order. */
-export function useComparisons(experiments: readonly { readonly id: string; readonly state: string }[]): Answer<Schemas["Comparison"]>[] {
-  return useQueries({ queries: experiments.map(({ id, state }) => comparisonOf(id, isLive(state), 5 * LIVE_MS)) });
+    ...while_(live, LIVE_SERIES_MS),
+  });
 }
 
 export function useTrial(id: string): Answer<Schemas["TrialDetail"]> {
@@ -206,14 +196,38 @@ export function useEvaluationLists(trials: readonly { readonly id: string; reado
   return useQueries({ queries: trials.map(({ id, state }) => evaluationsOf(id, isLive(state))) });
 }
 
-/** Asks for the end of an experiment. */
-export function useCancel() {
-  const client = useQueryClient();
-  return useMutation<Schemas["ExperimentDetail"], ApiError, string>({
-    mutationFn: (id) => post("/v1/experiments/{experiment_id}:cancel", { path: { experiment_id: id } }),
-    onSuccess: (experiment) => {
-      client.setQueryData(["experiment", experiment.id], experiment);
-      return client.invalidateQueries({ queryKey: ["experiments"] });
-    },
+/** The alarms that the rules of a trial's configuration raised and cleared. */
+export function useAlarms(trialId: string, live: boolean): Answer<Schemas["AlarmList"]> {
+  return useQuery({
+    queryKey: ["alarms", trialId],
+    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/alarms", { path: { trial_id: trialId }, signal }),
+    ...while_(live, LIVE_SERIES_MS),
+  });
+}
+
+/** The alarms of all trials of an experiment. */
+export function useExperimentAlarms(experimentId: string, live: boolean): Answer<Schemas["AlarmList"]> {
+  return useQuery({
+    queryKey: ["experiment-alarms", experimentId],
+    queryFn: ({ signal }) => get("/v1/experiments/{experiment_id}/alarms", { path: { experiment_id: experimentId }, signal }),
+    ...while_(live, 2 * LIVE_SERIES_MS),
+  });
+}
+
+/** The checkpoints that a trial keeps, and which values a fork from one may change. */
+export function useCheckpoints(trialId: string, live: boolean): Answer<Schemas["CheckpointList"]> {
+  return useQuery({
+    queryKey: ["checkpoints", trialId],
+    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/checkpoints", { path: { trial_id: trialId }, signal }),
+    ...while_(live, 2 * LIVE_SERIES_MS),
+  });
+}
+
+/** The experiments that go on from a checkpoint of the trial. They may begin at any time, also after its end. */
+export function useForks(trialId: string): Answer<Schemas["ForkList"]> {
+  return useQuery({
+    queryKey: ["forks", trialId],
+    queryFn: ({ signal }) => get("/v1/trials/{trial_id}/forks", { path: { trial_id: trialId }, signal }),
+    refetchInterval: (query) => every(query.state.data?.items.some((fork) => isLive(fork.state)) ? 2 * LIVE_SERIES_MS : SLOWEST_MS)(query),
   });
 }

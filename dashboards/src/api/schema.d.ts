@@ -301,7 +301,7 @@ export interface paths {
         };
         /**
          * List Checkpoints
-         * @description The checkpoints of a trial that are kept: what it can be forked from.
+         * @description The checkpoints of a trial that are kept: what it can be forked from, and which values a fork may change.
          */
         get: operations["list_checkpoints"];
         put?: never;
@@ -447,6 +447,26 @@ export interface paths {
          * @description Alarms that the rules of the trial's config raised and cleared.
          */
         get: operations["list_alarms"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{experiment_id}/alarms": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Experiment Alarms
+         * @description The alarms of all trials of an experiment, trial by trial in the order of their first alarm.
+         */
+        get: operations["list_experiment_alarms"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1183,7 +1203,7 @@ export interface components {
         };
         /**
          * AlarmList
-         * @description Alarms of a trial in order of their step.
+         * @description Alarms in order of their step; of an experiment, trial by trial.
          */
         AlarmList: {
             /** Items */
@@ -1247,6 +1267,18 @@ export interface components {
              * @default null
              */
             num_experts: number | null;
+        };
+        /**
+         * BaselineBest
+         * @description What the trials are compared with: the first baseline that completed.
+         */
+        BaselineBest: {
+            /** Trial Id */
+            trial_id: string;
+            /** Label */
+            label: string | null;
+            /** Objective */
+            objective: number;
         };
         /**
          * BaselineDifference
@@ -1734,6 +1766,11 @@ export interface components {
         CheckpointList: {
             /** Items */
             items: components["schemas"]["CheckpointRead"][];
+            /**
+             * Forkable
+             * @description Dotted paths of the trial's configuration whose values a fork may change.
+             */
+            forkable: string[];
         };
         /**
          * CheckpointRead
@@ -2630,6 +2667,13 @@ export interface components {
             num_trials: number;
             trial_counts: components["schemas"]["TrialCounts"];
             best: components["schemas"]["BestTrial"] | null;
+            /** @description Null while no baseline has completed. */
+            baseline: components["schemas"]["BaselineBest"] | null;
+            /**
+             * Max Dead Fraction
+             * @description Largest router/dead_fraction of any layer of any trial that has ended; null without such figures.
+             */
+            max_dead_fraction: number | null;
             /**
              * Num Spikes
              * @description Loss and gradient spikes over all its trials.
@@ -2983,6 +3027,13 @@ export interface components {
             num_trials: number;
             trial_counts: components["schemas"]["TrialCounts"];
             best: components["schemas"]["BestTrial"] | null;
+            /** @description Null while no baseline has completed. */
+            baseline: components["schemas"]["BaselineBest"] | null;
+            /**
+             * Max Dead Fraction
+             * @description Largest router/dead_fraction of any layer of any trial that has ended; null without such figures.
+             */
+            max_dead_fraction: number | null;
             /**
              * Num Spikes
              * @description Loss and gradient spikes over all its trials.
@@ -3322,13 +3373,24 @@ export interface components {
              * @description The fork.
              */
             experiment_id: string;
+            /**
+             * Name
+             * @description Of the fork.
+             */
+            name: string;
+            /** @description Of the fork. */
+            state: components["schemas"]["ExperimentState"];
             /** Parent Experiment Id */
             parent_experiment_id: string;
+            /** Parent Name */
+            parent_name: string;
             /**
              * Trial Id
              * @description The trial it goes on from.
              */
             trial_id: string;
+            /** Trial Number */
+            trial_number: number;
             /**
              * Run Id
              * @description The run that wrote the checkpoint.
@@ -10503,6 +10565,46 @@ export interface operations {
             header?: never;
             path: {
                 trial_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AlarmList"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_experiment_alarms: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                experiment_id: string;
             };
             cookie?: never;
         };

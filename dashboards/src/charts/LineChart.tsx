@@ -6,7 +6,7 @@ import uPlot from "uplot";
 import { formatNumber, formatTicks } from "../lib/format";
 import { TRIANGLE } from "../lib/glyphs";
 import { useTheme } from "../lib/theme";
-import { drawMarks, drawEnds, type EndMark, type XMark } from "./marks";
+import { drawMarks, drawEnds, drawSpans, type EndMark, type XMark, type XSpan } from "./marks";
 import { Legend } from "./Legend";
 import { lastPoint } from "./lines";
 import { slotStyle, withAlpha } from "./palette";
@@ -34,6 +34,7 @@ interface Props {
   readonly warmup?: number;
   readonly points?: boolean;
   readonly marks?: readonly XMark[];
+  readonly spans?: readonly XSpan[];
   readonly zoom?: readonly [number, number] | null;
   readonly onZoom?: (range: readonly [number, number] | null) => void;
   /** Charts with the same key share the cursor. */
@@ -52,6 +53,7 @@ interface Drawn {
 
 const FEW = 6;
 const NO_MARKS: readonly XMark[] = [];
+const NO_SPANS: readonly XSpan[] = [];
 const FONT = "12px system-ui, sans-serif";
 
 function css(name: string): string {
@@ -67,7 +69,7 @@ function table(lines: readonly ChartLine[]): uPlot.AlignedData {
 
 export function LineChart(props: Props): React.JSX.Element {
   const { lines, xName, yName, summary, formatX, height = 240, logY = false, warmup = 0, points = false } = props;
-  const { marks = NO_MARKS, zoom = null, onZoom, syncKey, legend = true, strong = null, compact = false } = props;
+  const { marks = NO_MARKS, spans = NO_SPANS, zoom = null, onZoom, syncKey, legend = true, strong = null, compact = false } = props;
   const theme = useTheme();
   const summaryId = useId();
   const host = useRef<HTMLDivElement>(null);
@@ -84,8 +86,8 @@ export function LineChart(props: Props): React.JSX.Element {
   const cut = focus === null || logY ? 0 : focus.above + focus.below;
 
   // What the plot's own callbacks need of the newest props, without building the plot again.
-  const latest = useRef({ visible, marks, extent, focus, onZoom, logY, formatX });
-  latest.current = { visible, marks, extent, focus, onZoom, logY, formatX };
+  const latest = useRef({ visible, marks, spans, extent, focus, onZoom, logY, formatX });
+  latest.current = { visible, marks, spans, extent, focus, onZoom, logY, formatX };
 
   const structure = JSON.stringify([visible.map((line) => [line.key, line.slot, line.low !== undefined]), theme, logY, points, xName, yName, height, compact]);
 
@@ -153,7 +155,9 @@ export function LineChart(props: Props): React.JSX.Element {
           ],
           draw: [
             (self) => {
-              drawMarks(self, latest.current.marks, { ink, warn: css("--warn"), surface: css("--surface") });
+              const inks = { ink, warn: css("--warn"), bad: css("--bad"), surface: css("--surface") };
+              drawSpans(self, latest.current.spans, inks);
+              drawMarks(self, latest.current.marks, inks);
               for (const line of latest.current.visible) {
                 const point = line.end === undefined ? null : lastPoint(line);
                 if (point !== null && line.end !== undefined) {
@@ -184,7 +188,7 @@ export function LineChart(props: Props): React.JSX.Element {
 
   useEffect(() => {
     drawn.current?.plot.setData(table(visible), true);
-  }, [visible, extent, focus, marks]);
+  }, [visible, extent, focus, marks, spans]);
 
   useEffect(() => {
     const plot = drawn.current?.plot;

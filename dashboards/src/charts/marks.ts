@@ -8,12 +8,22 @@ export interface XMark {
   readonly label: string;
 }
 
+/** A stretch of x with a short label, drawn as a bar along the bottom; `to` is null where it has not ended. */
+export interface XSpan {
+  readonly from: number;
+  readonly to: number | null;
+  readonly label: string;
+  /** Drawn in the colour of what went wrong, not of a warning. */
+  readonly grave: boolean;
+}
+
 /** `cut`: a bar across the end (stopped early on purpose). `failed`: a cross. `open`: a dot (still running). */
 export type EndMark = "cut" | "failed" | "open";
 
 interface Inks {
   readonly ink: string;
   readonly warn: string;
+  readonly bad: string;
   readonly surface: string;
 }
 
@@ -62,6 +72,41 @@ export function drawMarks(plot: uPlot, marks: readonly XMark[], { warn, surface 
       ctx.fillText(mark.label, left, bbox.top);
       labelEnd = left + width + 4 * unit;
     }
+  }
+  ctx.restore();
+}
+
+const BAR = 5;
+
+/** Bars along the bottom of the plot, each with its label above its left end where there is room for one. */
+export function drawSpans(plot: uPlot, spans: readonly XSpan[], { warn, bad, surface }: Inks): void {
+  const { ctx, bbox } = plot;
+  const { min, max } = plot.scales["x"] ?? {};
+  if (min === undefined || min === null || max === undefined || max === null) return;
+  const unit = devicePixelRatio;
+  const bottom = bbox.top + bbox.height;
+  ctx.save();
+  ctx.font = `600 ${11 * unit}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "bottom";
+  let labelEnd = -Infinity;
+  for (const span of spans) {
+    if (span.from > max || (span.to ?? Infinity) < min) continue;
+    const left = Math.round(plot.valToPos(Math.max(span.from, min), "x", true));
+    const right = Math.round(plot.valToPos(Math.min(span.to ?? max, max), "x", true));
+    ctx.fillStyle = span.grave ? bad : warn;
+    ctx.globalAlpha = 0.75;
+    ctx.fillRect(left, bottom - BAR * unit, Math.max(right - left, 2 * unit), BAR * unit);
+    ctx.globalAlpha = 1;
+    if (left <= labelEnd) continue;
+    const width = ctx.measureText(span.label).width;
+    ctx.fillStyle = surface;
+    ctx.globalAlpha = 0.8;
+    ctx.fillRect(left, bottom - (BAR + 13) * unit, width + 2 * unit, 12 * unit);
+    ctx.globalAlpha = 1;
+    ctx.fillStyle = span.grave ? bad : warn;
+    ctx.fillText(span.label, left + unit, bottom - BAR * unit);
+    labelEnd = left + width + 4 * unit;
   }
   ctx.restore();
 }

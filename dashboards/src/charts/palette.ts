@@ -21,8 +21,14 @@ export interface SlotStyle {
 
 const DASHES: readonly (readonly number[])[] = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 
+/** Slots of controls: what chance alone would give. Grey, so that they are not taken for one more series. */
+export const CONTROL_SLOTS = { uniform: -1, shuffled: -2 } as const;
+
+const CONTROL_COLOURS: Readonly<Record<Theme, string>> = { light: "#6a7785", dark: "#93a1af" };
+
 /** The colour and dash of the slot: hues first, then the same hues with another dash. */
 export function slotStyle(slot: number, theme: Theme): SlotStyle {
+  if (slot < 0) return { colour: CONTROL_COLOURS[theme], dash: slot === CONTROL_SLOTS.uniform ? [2, 3] : [7, 4] };
   const colours = SERIES_COLOURS[theme];
   const colour = colours[slot % colours.length] ?? "#808080";
   return { colour, dash: DASHES[Math.floor(slot / colours.length) % DASHES.length] ?? [] };

@@ -7,16 +7,18 @@ import { openSession } from "../api/session";
 interface ModalProps {
   readonly title: string;
   readonly onClose: () => void;
+  readonly wide?: boolean;
   readonly children: ReactNode;
 }
 
-function Modal({ title, onClose, children }: ModalProps): React.JSX.Element {
+/** A dialog over the page; Esc, a click beside it and whatever in it calls `onClose` end it. */
+export function Modal({ title, onClose, wide = false, children }: ModalProps): React.JSX.Element {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     if (dialog.current?.open === false) dialog.current.showModal();
   }, []);
   return (
-    <dialog ref={dialog} aria-label={title} onClose={onClose} onClick={(event) => event.target === dialog.current && dialog.current?.close()}>
+    <dialog ref={dialog} className={wide ? "wide" : ""} aria-label={title} onClose={onClose} onClick={(event) => event.target === dialog.current && dialog.current?.close()}>
       <div className="dialog-body">
         <h2>{title}</h2>
         {children}
@@ -108,18 +110,20 @@ export function KeysDialog({ onClose }: { readonly onClose: () => void }): React
 interface ConfirmProps {
   readonly title: string;
   readonly confirm: string;
+  /** What the way out is called. */
+  readonly keep?: string;
   readonly onConfirm: () => void;
   readonly onClose: () => void;
   readonly children: ReactNode;
 }
 
-export function ConfirmDialog({ title, confirm, onConfirm, onClose, children }: ConfirmProps): React.JSX.Element {
+export function ConfirmDialog({ title, confirm, keep = "Keep running", onConfirm, onClose, children }: ConfirmProps): React.JSX.Element {
   return (
     <Modal title={title} onClose={onClose}>
       {children}
       <form method="dialog" className="dialog-foot">
         <button type="submit" className="button">
-          Keep running
+          {keep}
         </button>
         <button type="submit" className="button danger" onClick={onConfirm}>
           {confirm}

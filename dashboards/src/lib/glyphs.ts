@@ -11,4 +11,5 @@ export const DOWN = "\u2193";
 export const RIGHT = "\u203a";
 export const STAR = "\u2605";
 export const TRIANGLE = "\u25b2";
+export const AT_LEAST = "\u2265";
 export const AT_MOST = "\u2264";

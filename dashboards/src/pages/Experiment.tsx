@@ -3,7 +3,7 @@
 import { useEffect, useMemo, useState } from "react";
 import { useLocation } from "wouter";
 
-import { isLive, useCatalog, useComparison, useExperiment, useSeries, useTrials } from "../api/queries";
+import { isLive, useCatalog, useComparison, useExperiment, useExperimentAlarms, useSeries, useTrials } from "../api/queries";
 import { Facts } from "../components/Facts";
 import { LiveChip } from "../components/LiveChip";
 import { Failed, Panel } from "../components/Panel";
@@ -14,7 +14,10 @@ import { formatCount, formatDuration, formatFixed, formatSigned, formatTime } fr
 import { NONE } from "../lib/glyphs";
 import { compareAddress, toggleSelected, useSelection } from "../lib/selection";
 import { baselineSettings, differingParameters, endMark, trialLabel, trialName } from "../lib/trials";
+import { alarmBars, alarmSpans, watchedInWords } from "../panels/alarms";
+import { AlarmsPanel } from "../panels/AlarmsPanel";
 import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
+import { ForkedFrom } from "../panels/LineagePanel";
 import { catalogueOf } from "../panels/metrics";
 import { objectiveUnit } from "../panels/objective";
 import { noiseInWords, RankingPanel } from "../panels/RankingPanel";
@@ -22,6 +25,9 @@ import { TrialsTable, type TrialRow } from "../panels/TrialsTable";
 
 // The API takes at most 100 trials in one question; more lines than that cannot be told apart anyway.
 const MOST_CURVES = 100;
+
+// With more alarms than this the bars of all trials would cover each other: then those of the trial pointed at.
+const MOST_SPANS = 8;
 
 export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
   const [params, change] = useAddress();
@@ -32,6 +38,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
   const live = isLive(experiment.data?.state);
   const trials = useTrials(id, live);
   const comparison = useComparison(id, live);
+  const alarms = useExperimentAlarms(id, live);
   const catalogue = catalogueOf(useCatalog().data);
   const known = useMemo(() => trials.data ?? [], [trials.data]);
   const drawn = known.filter((trial) => trial.started_at_ms !== null).slice(0, MOST_CURVES);
@@ -41,6 +48,12 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
     () => known.map((trial) => ({ trialId: trial.id, label: trialLabel(trial, parameters, 2), slot: trial.number, end: endMark(trial.state) })),
     [known, parameters],
   );
+  const trialNames = useMemo(() => new Map(known.map((trial) => [trial.id, trialName(trial)])), [known]);
+  const spans = useMemo(() => {
+    const all = alarmSpans(alarms.data?.items ?? []);
+    const bars = alarmBars(all, "tokens");
+    return all.length <= MOST_SPANS && strong === null ? bars : bars.filter((_, index) => all[index]?.raised.trial_id === strong);
+  }, [alarms.data, strong]);
   const name = experiment.data?.name;
   useEffect(() => {
     document.title = name === undefined ? "evenload" : `${name} - evenload`;
@@ -77,6 +90,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
       </div>
       {data.description !== "" && <p className="lead">{data.description}</p>}
       {data.reason !== "" && <p className={data.state === "failed" ? "notice bad" : "notice"}>{data.reason}</p>}
+      {data.fork !== null && <ForkedFrom fork={data.fork} />}
       {data.warnings.map((warning) => (
         <p key={warning} className="notice warn">
           {warning}
@@ -141,6 +155,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
           />
         )}
       </Panel>
+      <AlarmsPanel answer={alarms} watched={watchedInWords(data.spec.base as Readonly<Record<string, unknown>>)} trialNames={trialNames} onHover={setStrong} />
       <CurvesPanel
         title="Training loss"
         answer={series}
@@ -151,6 +166,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         height={280}
         className="wide"
         emptyText="No step has been trained yet."
+        spans={spans}
         strong={strong}
         syncKey="experiment"
       />

@@ -4,7 +4,8 @@ import { useState } from "react";
 import { Link, useLocation } from "wouter";
 
 import type { Schemas } from "../api/client";
-import { isLive, useCancel, useComparisons, useExperiments } from "../api/queries";
+import { useCancel } from "../api/commands";
+import { isLive, useExperiments } from "../api/queries";
 import { ConfirmDialog } from "../components/Dialogs";
 import { LiveChip } from "../components/LiveChip";
 import { Panel } from "../components/Panel";
@@ -18,26 +19,9 @@ import { differenceTone, objectiveName, objectiveUnit } from "../panels/objectiv
 
 type Summary = Schemas["ExperimentSummary"];
 
-interface Row {
-  readonly experiment: Summary;
-  readonly comparison: Schemas["Comparison"] | undefined;
-  /** The comparison is still to come. */
-  readonly pending: boolean;
-}
-
-const PENDING = <span className="cell-skeleton" aria-busy="true" />;
-
-function bestRow({ experiment, comparison }: Row): Schemas["ComparisonRow"] | undefined {
-  return comparison?.rows.find((row) => row.trial_id === experiment.best?.trial_id);
-}
-
-function baselineName(comparison: Schemas["Comparison"] | undefined): string | null {
-  return comparison?.rows.find((row) => row.trial_id === comparison.baseline_trial_id)?.label ?? null;
-}
-
-function worstDead({ comparison }: Row): number | null {
-  const known = (comparison?.rows ?? []).map((row) => row.max_dead_fraction).filter((value) => value !== null);
-  return known.length === 0 ? null : Math.max(...known);
+/** Best trial of the search minus the first baseline; null without both. */
+function difference({ best, baseline }: Summary): number | null {
+  return best === null || baseline === null ? null : best.objective - baseline.objective;
 }
 
 function Cancel({ experiment }: { readonly experiment: Summary }): React.JSX.Element {
@@ -58,14 +42,14 @@ function Cancel({ experiment }: { readonly experiment: Summary }): React.JSX.Ele
   );
 }
 
-function columns(now: number): Column<Row>[] {
+function columns(now: number): Column<Summary>[] {
   return [
     {
       id: "name",
       name: "Experiment",
       className: "wide-cell",
-      value: (row) => row.experiment.name,
-      cell: ({ experiment }) => (
+      value: (experiment) => experiment.name,
+      cell: (experiment) => (
         <>
           <Link href={`/e/${experiment.id}`} className="row-link">
             {experiment.name}
@@ -77,8 +61,8 @@ function columns(now: number): Column<Row>[] {
     {
       id: "state",
       name: "State",
-      value: (row) => row.experiment.state,
-      cell: ({ experiment }) => (
+      value: (experiment) => experiment.state,
+      cell: (experiment) => (
         <>
           <StateBadge state={experiment.state} reason={experiment.reason} />
           {experiment.eta_s !== null && isLive(experiment.state) && <span className="sub">about {formatDuration(Math.round(experiment.eta_s))} left</span>}
@@ -88,15 +72,15 @@ function columns(now: number): Column<Row>[] {
     {
       id: "trials",
       name: "Trials",
-      cell: ({ experiment }) => <CountsBar counts={experiment.trial_counts} planned={experiment.num_trials} />,
+      cell: (experiment) => <CountsBar counts={experiment.trial_counts} planned={experiment.num_trials} />,
     },
     {
       id: "best",
       name: "Best",
       numeric: true,
       title: "Best objective of a completed trial of the search",
-      value: (row) => row.experiment.best?.objective,
-      cell: ({ experiment }) =>
+      value: (experiment) => experiment.best?.objective,
+      cell: (experiment) =>
         experiment.best === null ? (
           NONE
         ) : (
@@ -113,14 +97,13 @@ function columns(now: number): Column<Row>[] {
       name: "vs baseline",
       numeric: true,
       title: "Best trial minus the first baseline",
-      value: (row) => bestRow(row)?.difference_to_baseline,
-      cell: (row) => {
-        if (row.pending) return PENDING;
-        const difference = bestRow(row)?.difference_to_baseline ?? null;
+      value: difference,
+      cell: (experiment) => {
+        const found = difference(experiment);
         return (
           <>
-            <span className={differenceTone(difference, row.experiment.objective)}>{formatSigned(difference)}</span>
-            {baselineName(row.comparison) !== null && <span className="sub">{baselineName(row.comparison)}</span>}
+            <span className={differenceTone(found, experiment.objective)}>{formatSigned(found)}</span>
+            {experiment.baseline?.label != null && <span className="sub">{experiment.baseline.label}</span>}
           </>
         );
       },
@@ -130,28 +113,24 @@ function columns(now: number): Column<Row>[] {
       name: "Spikes",
       numeric: true,
       title: "Loss and gradient spikes over all trials",
-      value: (row) => row.experiment.num_spikes,
-      cell: ({ experiment }) => (experiment.num_spikes === 0 ? "0" : <span className="tag tone-warn">{experiment.num_spikes}</span>),
+      value: (experiment) => experiment.num_spikes,
+      cell: (experiment) => (experiment.num_spikes === 0 ? "0" : <span className="tag tone-warn">{experiment.num_spikes}</span>),
     },
     {
       id: "dead",
       name: "Dead experts",
       numeric: true,
       title: "Largest fraction of experts without a token, of any layer of any finished trial",
-      value: worstDead,
-      cell: (row) => {
-        const dead = worstDead(row);
-        if (dead === null) return row.pending ? PENDING : NONE;
-        return dead === 0 ? "none" : <span className="tag tone-dead">{formatPercent(dead)}</span>;
-      },
+      value: (experiment) => experiment.max_dead_fraction,
+      cell: ({ max_dead_fraction: dead }) => (dead === null ? NONE : dead === 0 ? "none" : <span className="tag tone-dead">{formatPercent(dead)}</span>),
     },
     {
       id: "age",
       name: "Submitted",
-      value: (row) => -row.experiment.created_at_ms,
-      cell: ({ experiment }) => <time title={formatTime(experiment.created_at_ms)}>{formatAge(experiment.created_at_ms, now)}</time>,
+      value: (experiment) => -experiment.created_at_ms,
+      cell: (experiment) => <time title={formatTime(experiment.created_at_ms)}>{formatAge(experiment.created_at_ms, now)}</time>,
     },
-    { id: "actions", name: <span className="visually-hidden">Actions</span>, cell: ({ experiment }) => isLive(experiment.state) && <Cancel experiment={experiment} /> },
+    { id: "actions", name: <span className="visually-hidden">Actions</span>, cell: (experiment) => isLive(experiment.state) && <Cancel experiment={experiment} /> },
   ];
 }
 
@@ -177,11 +156,8 @@ export function Experiments(): React.JSX.Element {
   const answer = useExperiments(cursor);
   const now = useNow();
   const items = answer.data?.items ?? [];
-  const comparisons = useComparisons(items);
   const query = params.get("q") ?? "";
-  const rows = items
-    .map((experiment, index) => ({ experiment, comparison: comparisons[index]?.data, pending: comparisons[index]?.isPending === true }))
-    .filter(({ experiment }) => `${experiment.name} ${experiment.id} ${experiment.state}`.toLowerCase().includes(query.toLowerCase()));
+  const rows = items.filter((experiment) => `${experiment.name} ${experiment.id} ${experiment.state}`.toLowerCase().includes(query.toLowerCase()));
   const names = [...new Set(items.map((item) => objectiveName(item.objective)))];
   return (
     <>
@@ -200,7 +176,7 @@ export function Experiments(): React.JSX.Element {
       >
         {(page) => (
           <>
-            <SortableTable caption="Experiments" columns={columns(now)} rows={rows} rowKey={(row) => row.experiment.id} onOpen={(row) => navigate(`/e/${row.experiment.id}`)} />
+            <SortableTable caption="Experiments" columns={columns(now)} rows={rows} rowKey={(experiment) => experiment.id} onOpen={(experiment) => navigate(`/e/${experiment.id}`)} />
             {(cursor !== null || page.next_cursor !== null) && (
               <p className="pager">
                 {cursor !== null && (

@@ -1,8 +1,9 @@
 /** `/t/:id`: is this trial healthy; if not, when, where, and what came first? */
 
-import { useEffect, useMemo, useRef } from "react";
+import { useEffect, useMemo, useRef, useState } from "react";
+import { useLocation } from "wouter";
 
-import { isLive, useCatalog, useEvaluations, useExperiment, useLoadHistory, useRouter, useRuns, useSeries, useSpikes, useTrial } from "../api/queries";
+import { isLive, useAlarms, useCatalog, useCheckpoints, useEvaluations, useExperiment, useForks, useLoadHistory, useRouter, useRuns, useSeries, useSpikes, useTrial } from "../api/queries";
 import type { XMark } from "../charts/marks";
 import { Facts, type Fact } from "../components/Facts";
 import { LiveChip } from "../components/LiveChip";
@@ -17,13 +18,19 @@ import { useKeys } from "../lib/keys";
 import { compareAddress, toggleSelected, useSelection } from "../lib/selection";
 import { shortNames } from "../lib/configuration";
 import { endMark, trialName } from "../lib/trials";
+import { alarmBars, alarmSpans, watchedInWords } from "../panels/alarms";
+import { AlarmsPanel } from "../panels/AlarmsPanel";
 import { ConfigPanel } from "../panels/ConfigPanel";
 import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
 import { DomainsPanel } from "../panels/DomainsPanel";
 import { ExpertsPanel } from "../panels/ExpertsPanel";
+import { ForkDialog } from "../panels/ForkDialog";
 import { RungsPanel, RunsPanel } from "../panels/HistoryPanels";
 import { LayerTimePanel, routerMetric } from "../panels/LayerTimePanel";
+import { ForkedFrom, LineagePanel } from "../panels/LineagePanel";
 import { catalogueOf, ROUTER_METRICS } from "../panels/metrics";
+import { ProbePanel } from "../panels/ProbePanel";
+import { probeKeys, probesOf } from "../panels/probes";
 import { SpecializationPanel } from "../panels/SpecializationPanel";
 import { SpikesPanel } from "../panels/SpikesPanel";
 import type { Schemas } from "../api/client";
@@ -77,8 +84,16 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
   const spikes = useSpikes(id, live);
   const evaluations = useEvaluations(id, live);
   const runs = useRuns(id, live);
+  const alarms = useAlarms(id, live);
+  const checkpoints = useCheckpoints(id, live);
+  const forks = useForks(id);
+  const probes = probesOf(catalogue);
+  const probed = useSeries({ trials: isMoe && probes.length > 0 ? [id] : [], keys: probeKeys(probes), x: "step", layers: "each", points: 300 }, live);
+  const [, navigate] = useLocation();
+  const [forking, setForking] = useState<string | null>(null);
 
   const marks = useMemo<XMark[]>(() => (spikes.data?.items ?? []).map((spike, index) => ({ x: spike.step, label: String(index + 1) })), [spikes.data]);
+  const spans = useMemo(() => alarmBars(alarmSpans(alarms.data?.items ?? []), "step"), [alarms.data]);
   const curves = useMemo<Curve[]>(() => (trial.data === undefined ? [] : [{ trialId: id, label: trialName(trial.data), slot: 0, end: endMark(trial.data.state) }]), [id, trial.data]);
   const onZoom = (range: readonly [number, number] | null): void => change({ xr: writeRange(range) });
   const onStep = (to: number | null): void => change({ step: to === null ? null : String(to) });
@@ -99,7 +114,7 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
   const { data } = trial;
   const searched = Object.keys(data.params);
   const names = shortNames(searched);
-  const shared = { catalogue, curves, answer: series, zoom, onZoom, syncKey: `trial-${id}`, marks, legend: false } as const;
+  const shared = { catalogue, curves, answer: series, zoom, onZoom, syncKey: `trial-${id}`, marks, spans, legend: false } as const;
   const noSteps = live ? "No step has been recorded yet." : "This trial recorded no step.";
   return (
     <>
@@ -129,6 +144,7 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
           {data.reason}
         </p>
       )}
+      {experiment.data?.fork != null && <ForkedFrom fork={experiment.data.fork} />}
       {searched.length > 0 && (
         <ul className="params" aria-label="Parameters set by the search">
           {searched.map((path) => (
@@ -173,16 +189,34 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
           <Empty>{data.config === null ? "This trial never had a model." : "This model is dense: it has no router and no experts."}</Empty>
         </Frame>
       )}
-      <SpikesPanel answer={spikes} onStep={onStep} onAround={onAround} />
+      {isMoe && (
+        <div className="grid-7-6">
+          <ProbePanel
+            answer={probed}
+            probes={probes}
+            catalogue={catalogue}
+            probeKey={params.get("probe")}
+            onProbe={(key) => change({ probe: key === probes[0]?.key ? null : key })}
+            spans={spans}
+            emptyText={live ? "Measured at each evaluation; the first value of churn takes two." : "No evaluation of this trial had a probe (loop.probe_tokens)."}
+          />
+          <SpecializationPanel trial={data} catalogue={catalogue} />
+        </div>
+      )}
+      <AlarmsPanel answer={alarms} watched={watchedInWords(data.config as Readonly<Record<string, unknown>> | null)} onAround={onAround} />
+      <SpikesPanel answer={spikes} onStep={onStep} onAround={onAround} checkpoints={checkpoints.data?.items ?? []} onFork={setForking} />
       <div className="grid-2">
         <DomainsPanel answer={evaluations} />
         <div className="stack">
-          <SpecializationPanel trial={data} catalogue={catalogue} />
+          <LineagePanel checkpoints={checkpoints} forks={forks} onFork={setForking} />
           <RungsPanel rungs={data.rungs} />
           <RunsPanel answer={runs} now={now} />
         </div>
       </div>
       <ConfigPanel config={data.config as Readonly<Record<string, unknown>> | null} searched={searched} fingerprint={data.config_fingerprint} />
+      {forking !== null && checkpoints.data !== undefined && (
+        <ForkDialog config={data.config} checkpoints={checkpoints.data} checkpointId={forking} onClose={() => setForking(null)} onForked={(experimentId) => navigate(`/e/${experimentId}`)} />
+      )}
     </>
   );
 }

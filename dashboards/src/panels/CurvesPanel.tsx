@@ -6,7 +6,7 @@ import type { Schemas } from "../api/client";
 import type { Answer } from "../api/queries";
 import { linesToCsv, lineOf } from "../charts/lines";
 import { LineChart, type ChartLine } from "../charts/LineChart";
-import type { XMark } from "../charts/marks";
+import type { XMark, XSpan } from "../charts/marks";
 import { Panel } from "../components/Panel";
 import { formatDuration, shortCount } from "../lib/format";
 import { definition, axisName, metricName, type Catalogue } from "./metrics";
@@ -32,6 +32,7 @@ interface Props {
   readonly height?: number;
   readonly warmup?: number;
   readonly marks?: readonly XMark[];
+  readonly spans?: readonly XSpan[];
   readonly zoom?: readonly [number, number] | null;
   readonly onZoom?: (range: readonly [number, number] | null) => void;
   readonly syncKey?: string;
@@ -114,6 +115,7 @@ export function CurvesPanel(props: Props): React.JSX.Element {
           {...(height === undefined ? {} : { height })}
           {...(props.warmup === undefined ? {} : { warmup: props.warmup })}
           {...(props.marks === undefined ? {} : { marks: props.marks })}
+          {...(props.spans === undefined ? {} : { spans: props.spans })}
           {...(props.zoom === undefined ? {} : { zoom: props.zoom })}
           {...(props.onZoom === undefined ? {} : { onZoom: props.onZoom })}
           {...(props.syncKey === undefined ? {} : { syncKey: props.syncKey })}

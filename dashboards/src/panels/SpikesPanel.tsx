@@ -1,11 +1,15 @@
 /** Loss and gradient spikes: how large, and the router before, at and after. Order in time, never cause. */
 
+import { Fragment, useState } from "react";
+
 import type { Schemas } from "../api/client";
 import type { Answer } from "../api/queries";
 import { Panel } from "../components/Panel";
 import { formatCount, formatNumber, formatRange, formatSigned } from "../lib/format";
 import { NONE, RIGHT } from "../lib/glyphs";
+import { checkpointBefore } from "../lib/fork";
 import { metricName } from "./metrics";
+import { SpikeDetails } from "./SpikeDetails";
 
 type Spike = Schemas["Spike"];
 
@@ -27,9 +31,29 @@ interface Props {
   readonly onStep: (step: number) => void;
   /** Shows the curves around the step. */
   readonly onAround: (step: number) => void;
+  /** That a fork could begin from. */
+  readonly checkpoints: readonly Schemas["CheckpointRead"][];
+  readonly onFork: (checkpointId: string) => void;
 }
 
-export function SpikesPanel({ answer, onStep, onAround }: Props): React.JSX.Element {
+function ForkBefore({ spike, checkpoints, onFork }: Pick<Props, "checkpoints" | "onFork"> & { readonly spike: Spike }): React.JSX.Element {
+  const before = checkpointBefore(checkpoints, spike.step);
+  if (before === null) {
+    return (
+      <button type="button" className="quiet-button" disabled title="No checkpoint from before this spike is kept; keep_checkpoints in a spec says which are">
+        Fork before
+      </button>
+    );
+  }
+  return (
+    <button type="button" className="quiet-button" title={`Go on from the checkpoint of step ${before.step}, with other values`} onClick={() => onFork(before.id)}>
+      Fork from step {before.step}
+    </button>
+  );
+}
+
+export function SpikesPanel({ answer, onStep, onAround, checkpoints, onFork }: Props): React.JSX.Element {
+  const [open, setOpen] = useState<string | null>(null);
   return (
     <Panel
       title="Spikes"
@@ -62,8 +86,10 @@ export function SpikesPanel({ answer, onStep, onAround }: Props): React.JSX.Elem
             <tbody>
               {list.items.map((spike, index) => {
                 const layer = layerAtSpike(spike);
+                const key = `${spike.run_id} ${spike.step} ${spike.metric}`;
                 return (
-                  <tr key={`${spike.step} ${spike.metric}`}>
+                  <Fragment key={key}>
+                  <tr className={open === key ? "opened" : ""}>
                     <td>{index + 1}</td>
                     <td className="num">{spike.step}</td>
                     <td className="num">{formatCount(spike.tokens)}</td>
@@ -89,9 +115,21 @@ export function SpikesPanel({ answer, onStep, onAround }: Props): React.JSX.Elem
                       </button>{" "}
                       <button type="button" className="quiet-button" onClick={() => onStep(spike.step)}>
                         Experts
+                      </button>{" "}
+                      <ForkBefore spike={spike} checkpoints={checkpoints} onFork={onFork} />{" "}
+                      <button type="button" className="quiet-button" aria-expanded={open === key} onClick={() => setOpen(open === key ? null : key)}>
+                        Details
                       </button>
                     </td>
                   </tr>
+                  {open === key && (
+                    <tr className="details-row">
+                      <td colSpan={12}>
+                        <SpikeDetails spike={spike} />
+                      </td>
+                    </tr>
+                  )}
+                  </Fragment>
                 );
               })}
             </tbody>

@@ -1,12 +1,13 @@
 """What a fork may change, and that everything else is refused by its path."""
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.support.training import STEP_TOKENS, train_config
 from trainer.config import TrainConfig
-from trainer.config.fork import ForkRefused, fork_config, fork_problems, parsed_change
+from trainer.config.fork import ForkRefused, flat, fork_config, fork_problems, forkable_paths, parsed_change
 from trainer.config.start import ForkStartConfig
 
 START = ForkStartConfig(path="/runs/7/checkpoints/step-00000004", sha256="0" * 64, step=4)
@@ -134,3 +135,12 @@ def test_fork_of_a_fork_is_compared_without_its_start():
     once = forked(optimizer__lr=1e-4)
     twice = fork_config(once, {"optimizer.lr": 1e-5}, start=START.model_copy(update={"step": 6}))
     assert twice.start == START.model_copy(update={"step": 6})
+
+
+def test_every_path_that_is_offered_may_change_and_no_other_value_does():
+    config = parent()
+    values = flat(config.model_dump(mode="json"))
+    offered = forkable_paths(config)
+    assert {"optimizer.lr", "optimizer.router.lr_scale", "loop.budget_tokens", "data.mixture.legal"} <= set(offered)
+    assert not {"seed", "model.dim", "schedule.kind", "loop.global_batch_size"} & set(offered)
+    assert fork_config(config, {path: json.loads(values[path]) for path in offered}, start=START).start == START
