@@ -77,6 +77,8 @@ class ExperimentRow(Base):
     """Whose token submitted it; `local` for the installation's own. Places are shared fairly among owners."""
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     """Higher ones get free places first."""
+    last_turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Counts up over all experiments with every run that starts; see `orchestrator.allocation`."""
     wants_run: Mapped[bool] = mapped_column(default=True, server_default=true())
     """Its driver would start a run if it got a place. Counts while the driver's lease lives."""
     stop_within_s: Mapped[float | None] = mapped_column(Float(53))

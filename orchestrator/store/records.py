@@ -89,8 +89,10 @@ class ExperimentRecord:
     created_at_ms: int
     finished_at_ms: int | None
     trial_counts: Mapping[TrialState, int]
+    spec_version: int = 0
     owner: str = "local"
     priority: int = 0
+    last_turn: int = 0
     wants_run: bool = True
     stop_within_s: float | None = None
 
