@@ -291,6 +291,23 @@ def compare(experiment_id: str, json_: bool) -> None:
 
 @cli.command()
 @click.argument("experiment_id")
+@click.option("--min-trials", default=2, show_default=True, type=click.IntRange(2, 1000), help="That share a document.")
+@click.option("--everywhere", is_flag=True, help="Count trials of all experiments, not of this one alone.")
+@as_json
+def spikes(experiment_id: str, min_trials: int, everywhere: bool, json_: bool) -> None:
+    """Documents that were in the batches of spikes of several trials."""
+    with _client() as client:
+        found = client.implicated_documents(experiment_id, min_trials=min_trials, everywhere=everywhere)
+    if json_:
+        _print_json(found.model_dump(mode="json"))
+        return
+    from api.implicated import implicated_view
+
+    _console().print(implicated_view(found))
+
+
+@cli.command()
+@click.argument("experiment_id")
 @as_json
 def cancel(experiment_id: str, json_: bool) -> None:
     """Ask for the end of an experiment."""

@@ -26,6 +26,7 @@ from api.errors import RequestFailed, ServerUnreachable, from_problem
 from api.schemas.comparison import Comparison
 from api.schemas.events import Event, EventPage
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, ExperimentSummary, Validation
+from api.schemas.implicated import ImplicatedDocuments
 from api.schemas.problems import Problem
 from api.schemas.router import RouterLoads
 from api.schemas.series import AlarmList, EvaluationList, Series, SpikeList
@@ -261,6 +262,14 @@ class Client:
     def spikes(self, trial_id: str) -> SpikeList:
         """Loss and gradient spikes."""
         return self._call(SpikeList, "GET", f"/v1/trials/{_segment(trial_id)}/spikes")
+
+    def implicated_documents(
+        self, experiment_id: str, *, min_trials: int = 2, everywhere: bool = False
+    ) -> ImplicatedDocuments:
+        """Documents in the batches of spikes of several trials, beside what chance alone would give."""
+        params = {"min_trials": min_trials, "everywhere": everywhere}
+        path = f"/v1/experiments/{_segment(experiment_id)}/implicated-documents"
+        return self._call(ImplicatedDocuments, "GET", path, params=params)
 
     def alarms(self, trial_id: str) -> AlarmList:
         """Alarms of the config's rules, raised and cleared."""

@@ -37,13 +37,24 @@ class TrainingData:
         """Return which samples the update number `step` (1-based) was trained on."""
         first = (step - 1) * self.global_batch_size
         last = first + self.global_batch_size - 1
-        ids: dict[str, None] = {}
+        domain_of: dict[str, int] = {}
         for index in range(first, last + 1):
-            ids.update(dict.fromkeys(self.mixture.window(index).document_ids))
-            if len(ids) >= MAX_DOCUMENT_IDS:
+            window = self.mixture.window(index)
+            domain_of.update(dict.fromkeys(window.document_ids, window.domain_index))
+            if len(domain_of) > MAX_DOCUMENT_IDS:
                 break
-        previews = tuple(self._preview(index) for index in range(first, min(last + 1, first + NUM_PREVIEWS)))
-        return Samples(first=first, last=last, document_ids=list(ids)[:MAX_DOCUMENT_IDS], previews=previews)
+        named = list(domain_of)[:MAX_DOCUMENT_IDS]
+        return Samples(
+            first=first,
+            last=last,
+            document_ids=named,
+            previews=tuple(self._preview(index) for index in range(first, min(last + 1, first + NUM_PREVIEWS))),
+            document_chances=tuple(
+                self.mixture.chance_of_document(domain_of[name], name, self.global_batch_size) for name in named
+            ),
+            all_documents=len(domain_of) <= MAX_DOCUMENT_IDS,
+            num_documents=self.mixture.num_documents,
+        )
 
     def _preview(self, index: int) -> Preview:
         window = self.mixture.window(index)

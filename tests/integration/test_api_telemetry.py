@@ -274,6 +274,50 @@ def test_alarms_name_the_layer_and_come_in_order(lab: Lab) -> None:
     assert lab.get(f"experiments/{lab.home.sweep}/alarms")["items"] == [raised, cleared]
 
 
+def test_documents_of_several_trials_spikes_are_listed_beside_chance(lab: Lab) -> None:
+    path = f"experiments/{lab.home.sweep}/implicated-documents"
+    before = lab.get(path)
+    assert (before["items"], before["num_spikes"], before["note"]) == ([], 0, None)
+    assert before["num_trials"] >= 2
+    spike = {
+        "step": 70,
+        "metric": "train/loss",
+        "z": 12.0,
+        "size": 2.5,
+        "sample_indices": [552, 559],
+        "document_ids": ["legal-7", "speeches-3"],
+        "document_chances": [0.02, 0.1],
+        "all_documents": True,
+        "num_documents": 40,
+        "previews": [{"sample_index": 552, "document_ids": ["legal-7"], "text": "Section 7."}],
+    }
+    runs = {}
+    with contextlib.closing(open_database(database_url(lab.home.root))) as database, database.transaction() as work:
+        for trial in (lab.moe, lab.dense):
+            runs[trial["id"]] = work.runs.of_trial(trial["id"])[-1].id
+            work.events.add(
+                "spike",
+                experiment_id=lab.home.sweep,
+                trial_id=trial["id"],
+                run_id=runs[trial["id"]],
+                data=spike,
+            )
+    found = lab.get(path)
+    (item,) = found["items"]
+    assert [document["document_id"] for document in item["documents"]] == ["legal-7", "speeches-3"]
+    assert (item["num_trials"], item["num_batches"], item["same_batch"]) == (2, 1, True)
+    assert {(each["trial_id"], each["run_id"]) for each in item["spikes"]} == set(runs.items())
+    assert item["text"] == "Section 7."
+    first, second = item["documents"]
+    assert first["expected_trials"] == pytest.approx(0.04)
+    assert first["probability"] == pytest.approx(0.02**2)
+    assert second["probability_any"] == pytest.approx(0.4)
+    assert found["note"]
+    assert lab.get(path, everywhere=True)["num_trials"] > found["num_trials"]
+    assert lab.get(path, min_trials=3)["items"] == []
+    assert lab.client.get(f"/v1/{path}", params={"min_trials": 1}).status_code == 422
+
+
 def test_only_what_differs_between_trials_is_listed(lab: Lab) -> None:
     ids = [trial["id"] for trial in lab.trials if trial["kind"] == "search"]
     answer = lab.client.post("/v1/trials:diff", json={"trials": ids}).json()

@@ -108,6 +108,23 @@ class Mixture:
             start=start,
         )
 
+    @property
+    def num_documents(self) -> int:
+        """Documents of all domains."""
+        return sum(len(shard.document_ids) for shard in self._shards)
+
+    def chance_of_document(self, domain_index: int, document_id: str, num_samples: int) -> float:
+        """Return the chance that at least one of `num_samples` samples drawn at random touches a document.
+
+        Args:
+            domain_index: its domain's.
+            document_id: of one of that domain's documents.
+            num_samples: drawn with replacement, each from a domain by its share.
+        """
+        num_touching = self._shards[domain_index].num_windows_touching(document_id, self.seq_len)
+        share = self.shares[self.domains[domain_index]] * num_touching / self._num_windows[domain_index]
+        return 1.0 - (1.0 - share) ** num_samples
+
     def batch(self, step: int, global_batch_size: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Return the share of `rank` in the batch of `step` (from 0): a slice of its `global_batch_size` samples.
 

@@ -75,6 +75,19 @@ class TokenShard:
         last = int(np.searchsorted(self.document_offsets, stop, side="left"))
         return self.document_ids[first:last]
 
+    def num_windows_touching(self, document_id: str, seq_len: int) -> int:
+        """Return how many of the windows of `seq_len` targets touch a document, as `documents_between` counts it.
+
+        Raises:
+            ValueError: the shard has no such document.
+        """
+        number = self.document_ids.index(document_id)
+        start = int(self.document_offsets[number])
+        is_last = number + 1 == len(self.document_ids)
+        end = self.num_tokens if is_last else int(self.document_offsets[number + 1])
+        first, last = max(0, (start - 1) // seq_len), min(self.num_windows(seq_len) - 1, (end - 1) // seq_len)
+        return max(0, last - first + 1)
+
 
 def default_cache_dir() -> Path:
     """Return `cache/tokens` under $EVENLOAD_HOME, or under ~/.evenload where that is not set."""

@@ -53,12 +53,23 @@ class Preview(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The samples of a step: first and last index, the documents they touch, and how some of them begin."""
+    """The samples of a step.
+
+    first, last: their indices.
+    document_ids: the documents they touch, `MAX_DOCUMENT_IDS` at most.
+    previews: how some of them begin.
+    document_chances: for each of the documents the chance that a step's samples, drawn at random, touch it.
+    all_documents: whether `document_ids` names every document that they touch.
+    num_documents: of all that the run may read.
+    """
 
     first: int
     last: int
     document_ids: list[str]
     previews: tuple[Preview, ...] = ()
+    document_chances: tuple[float, ...] | None = None
+    all_documents: bool = True
+    num_documents: int | None = None
 
 
 @dataclass
@@ -123,7 +134,10 @@ class SpikeRecorder:
                     "grad_norm": observed.values["optimizer/grad_norm"],
                     "grad_norms": None if observed.grad_norms is None else dict(observed.grad_norms),
                     "sample_indices": [samples.first, samples.last],
-                    "document_ids": samples.document_ids[:MAX_DOCUMENT_IDS],
+                    "document_ids": samples.document_ids,
+                    "document_chances": samples.document_chances and list(samples.document_chances),
+                    "all_documents": samples.all_documents,
+                    "num_documents": samples.num_documents,
                     "previews": [preview._asdict() for preview in samples.previews],
                     "checkpoint_step": self._checkpoint_step,
                     "moved": moved,

@@ -127,6 +127,20 @@ def test_window_names_the_documents_it_touches():
     assert touched == {0: ("books-0", "books-1"), 10: ("books-1", "books-2")}
 
 
+def test_chance_of_a_document_is_the_share_of_batches_that_touch_it():
+    shard = token_shard("books", ["\x00" * 40, "\x00" * 8, "\x00" * 31])
+    stream = Mixture(
+        [shard, counting_shard("legal", 211)], weights={"books": 1.0, "legal": 1.0}, seq_len=SEQ_LEN, seed=0
+    )
+    num_windows = shard.num_windows(SEQ_LEN)
+    one_epoch = [stream.window(index).document_ids for index in range(2 * num_windows)]  # of books; every other sample
+    for name in shard.document_ids:
+        share = sum(name in names for names in one_epoch) / len(one_epoch)
+        assert stream.chance_of_document(0, name, 1) == pytest.approx(share)
+        assert stream.chance_of_document(0, name, 5) == pytest.approx(1 - (1 - share) ** 5)
+    assert stream.num_documents == 3 + len(counting_shard("legal", 211).document_ids)
+
+
 def test_batch_numbers_the_documents_of_a_window_from_their_end_of_text_token_on():
     # Tokens: end-of-text at 0, 9, 18 and 27, a null byte everywhere else.
     shard = token_shard("books", ["\x00" * 8] * 3)

@@ -94,6 +94,15 @@ def test_touched_documents_are_those_with_a_token_in_the_range(sizes: list[int],
     assert shard.documents_between(start, stop) == tuple(dict.fromkeys(filter(None, owners[start:stop])))
 
 
+@given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=6), seq_len=st.integers(1, 5))
+def test_windows_that_touch_a_document_are_those_that_name_it(sizes: list[int], seq_len: int):
+    shard = token_shard("legal", ["\x00" * size for size in sizes])
+    starts = range(0, shard.num_windows(seq_len) * seq_len, seq_len)
+    touched = [name for start in starts for name in shard.documents_between(start, start + seq_len + 1)]
+    for name in shard.document_ids:
+        assert shard.num_windows_touching(name, seq_len) == touched.count(name)
+
+
 def truncated(data: bytes) -> bytes:
     return data[:-100]
 
