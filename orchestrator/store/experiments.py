@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, text, tuple_, update
 
 from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition
+from orchestrator.search.points import replica_config
 from orchestrator.search.space import baseline_configs
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
@@ -14,6 +15,8 @@ from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor,
 from orchestrator.store.records import ExperimentRecord, Page, Proposal, Submission, TrialKind
 from orchestrator.store.repository import Repository, missing
 
+_LONGEST_LEASE_MS = 120_000
+"""A lease that has longer to live was given out before the clock was set back, and is dead."""
 _DRIVEN = (ExperimentState.RUNNING, ExperimentState.PAUSING, ExperimentState.CANCELLING)
 """States in which an experiment has, or should have, a driver."""
 
@@ -77,7 +80,13 @@ class Experiments(Repository):
             experiment_id=experiment_id,
             data={"from": None, "to": ExperimentState.QUEUED.value, "name": spec.name},
         )
-        for number, (label, config) in enumerate(baseline_configs(spec)):
+        baselines = [
+            (label, replica_config(config, replica), point, replica)
+            for point, (label, config) in enumerate(baseline_configs(spec))
+            for replica in range(spec.replicas)
+        ]
+        for number, (label, config, point, replica) in enumerate(baselines):
+            shared = {} if spec.replicas == 1 else {"point": point, "replica": replica}
             self._work.trials.insert(
                 experiment_id,
                 number=number,
@@ -86,7 +95,7 @@ class Experiments(Repository):
                 batch=None,
                 epoch=0,
                 sequence=0,
-                proposal=Proposal(params={}, config=config),
+                proposal=Proposal(params={}, config=config, **shared),
             )
         return Submission(experiment=self.get(experiment_id), replayed=False)
 
@@ -118,6 +127,7 @@ class Experiments(Repository):
             ExperimentRow.lease_until_ms.is_(None),
             ExperimentRow.lease_boot_id != time.boot_id,
             ExperimentRow.lease_until_ms <= time.ms,
+            ExperimentRow.lease_until_ms > time.ms + _LONGEST_LEASE_MS,
         )
         query = (
             select(ExperimentRow.id)
@@ -146,7 +156,8 @@ class Experiments(Repository):
         row = self._lock(experiment_id)
         time = self._work.lease_time()
         state = ExperimentState(row.state)
-        is_live = row.lease_boot_id == time.boot_id and (row.lease_until_ms or 0) > time.ms
+        remaining_ms = (row.lease_until_ms or 0) - time.ms
+        is_live = row.lease_boot_id == time.boot_id and 0 < remaining_ms <= _LONGEST_LEASE_MS
         if state is not ExperimentState.QUEUED and (state not in _DRIVEN or is_live):
             return None
         epoch: int = row.epoch + 1
