@@ -17,7 +17,7 @@ from orchestrator.admission import Admitted
 from orchestrator.capacity import Capacity
 from orchestrator.search.matches import baseline_matches
 from orchestrator.search.space import Parameter, parameters
-from orchestrator.search.stop import rung_tokens
+from orchestrator.search.rungs import rung_tokens
 from orchestrator.spec import ChoiceDomain, FloatDomain, IntDomain
 
 

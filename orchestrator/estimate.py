@@ -12,8 +12,8 @@ from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint
 from orchestrator.schedulers import ASHAScheduler, HyperbandScheduler, MedianScheduler, NoScheduler
 from orchestrator.search.grid import num_search_trials
+from orchestrator.search.rungs import rung_tokens
 from orchestrator.search.space import baseline_configs, resolve
-from orchestrator.search.stop import rung_tokens
 from orchestrator.search.trial_points import sample_points
 from orchestrator.spec import ExperimentSpec
 from trainer.config import TrainConfig

@@ -52,6 +52,9 @@ def train(
     resume_from: Path | None = None,
     rung_tokens: Sequence[int] = (),
     stop_at_tokens: int | None = None,
+    rung_seconds: Sequence[float] = (),
+    first_timed_rung: int = 0,
+    stop_at_timed_rung: int | None = None,
 ) -> TrainResult:
     """Train the model of `config` and return how it ended.
 
@@ -70,6 +73,10 @@ def train(
         resume_from: checkpoint to continue from, in this folder or in that of an earlier run of the trial.
         rung_tokens: ascending training tokens at which to evaluate, checkpoint and report a rung.
         stop_at_tokens: training tokens to stop at, with a checkpoint.
+        rung_seconds: ascending seconds of training at which to do as at `rung_tokens`; with one worker only, since
+            several would have to agree on the time.
+        first_timed_rung: the first of them that the trial has not reported.
+        stop_at_timed_rung: the one of them to stop at, with a checkpoint.
 
     Raises:
         TrainingDiverged: the loss or the gradient norm is not finite.
@@ -78,7 +85,14 @@ def train(
         StartInvalid, NotImportable: there are no weights to start from at `config.start`, or not the ones it means.
         ValueError: the batch cannot be divided over the workers.
     """
-    milestones = Milestones(config, rung_tokens=rung_tokens, stop_at_tokens=stop_at_tokens)
+    milestones = Milestones(
+        config,
+        rung_tokens=rung_tokens,
+        stop_at_tokens=stop_at_tokens,
+        rung_seconds=rung_seconds,
+        first_timed_rung=first_timed_rung,
+        stop_at_timed_rung=stop_at_timed_rung,
+    )
     with seed_everything(config.seed + world.rank, world.device):
         training = Training(
             config,
@@ -118,11 +132,12 @@ def train(
 
         try:
             report("started")
-            milestone = milestones.at(training.step)
+            milestone = milestones.at(training.step, duration_s=training.clock.duration_s)
             if training.step == 0:
                 report("progress", evaluation=training.evaluate())
             for rung in milestone.rungs:
                 report("progress", rung=rung, evaluation=training.evaluate(), checkpoint=training.save())
+                milestones.reported(rung)
 
             while not (milestone.end or milestone.stop or telemetry.stopped_by):
                 # Several workers can agree on stopping only where they wait for the device anyway.
@@ -130,17 +145,18 @@ def train(
                 if may_stop and world.any(reporter.should_stop()):
                     break
                 training.advance()
-                milestone = milestones.at(training.step)
+                milestone = milestones.at(training.step, duration_s=training.clock.duration_s)
                 if telemetry.drain_due(training.step) or milestone.evaluate or milestone.checkpoint:
                     telemetry.drain()
                     if training.rewind_if_due():
-                        milestone = milestones.at(training.step)
+                        milestone = milestones.at(training.step, duration_s=training.clock.duration_s)
                         continue  # what is due at this step was done when the run came here first
                     telemetry.write_if_due()
                 evaluation = training.evaluate() if milestone.evaluate else None
                 checkpoint = training.save() if milestone.checkpoint else None
                 for rung in milestone.rungs:
                     report("progress", rung=rung, evaluation=evaluation, checkpoint=checkpoint)
+                    milestones.reported(rung)
                 if not (milestone.rungs or milestone.end or milestone.stop) and (evaluation or checkpoint):
                     report("progress", evaluation=evaluation, checkpoint=checkpoint)
 

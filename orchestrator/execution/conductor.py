@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,8 +18,14 @@ from orchestrator import home as layout
 from orchestrator.errors import Fenced, StoreUnavailable
 from orchestrator.execution.checkpoints import Shelf
 from orchestrator.execution.recorder import Recorder, read_json
+from orchestrator.search.past import past_of
+from orchestrator.search.points import points_of, replica_config
+from orchestrator.search.population import Copy, copy_of, generation
+from orchestrator.search.promote import never_promoted, promoted
 from orchestrator.search.propose import propose
-from orchestrator.search.stop import decide_batch, rung_tokens
+from orchestrator.search.rungs import rung_seconds, rung_tokens
+from orchestrator.search.told import Memory
+from orchestrator.search.waiting import Verdict, due, next_wait, promotes, waits_at_rungs
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import ExperimentState, TrialState
 from orchestrator.store.records import Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
@@ -80,6 +86,8 @@ class Conductor:
         self._places = places
         with database.read() as work:
             self.spec = ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
+            self._warm = work.warm_starts.of_experiment(experiment_id)
+        self._memory = Memory()
         self._shelf = Shelf(database, root, epoch=epoch, spec=self.spec)
         self._recorder = Recorder(root=root, experiment_id=experiment_id, epoch=epoch, spec=self.spec)
         self._lock = threading.RLock()
@@ -122,7 +130,7 @@ class Conductor:
 
         for run in self.persist(take_over):
             logger.info("run %s was left by the last driver", run.id)
-        self._decide_batches()
+        self._decide_waiting()
 
     def next_run(self) -> RunRequest | Next:
         """Starts the next run: of a trial that has to go on, else of a newly proposed one."""
@@ -138,9 +146,13 @@ class Conductor:
             for trial in self._read(lambda work: work.trials.waiting(self.experiment_id)):
                 if self._is_ready(trial):
                     return self._start(trial)
-            proposed = None if self.spec.synchronous else self._propose()
-            if proposed is not None:
-                return self._start(proposed)
+            following = self._promote() or (None if self.spec.synchronous else self._propose())
+            if following is None and not self._live:
+                following = self._promote(is_last=True)
+            if following is not None:
+                return self._start(following)
+            if not self._live and promotes(self.spec):
+                self._end_waiting()
             if self._read(lambda work: work.trials.unsettled(self.experiment_id)):
                 self._nothing_new = True
                 return Next.WAIT
@@ -161,7 +173,7 @@ class Conductor:
                 return False
             if not goes_on or report.kind in ("finished", "stopped", "failed"):
                 self._forget(run_id)
-                self._decide_batches()
+                self._decide_waiting()
             return goes_on
 
     def ended(self, run_id: str, problem: str | None) -> None:
@@ -183,7 +195,7 @@ class Conductor:
                 self._leave_if_fenced()
             self._forget(run_id)
             self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
-            self._decide_batches()
+            self._decide_waiting()
 
     def stop(self, why: Stopping) -> None:
         """Asks all live runs to write a checkpoint and end; no further one is started."""
@@ -233,10 +245,9 @@ class Conductor:
 
     def _start(self, trial: TrialRecord) -> RunRequest:
         config = TrainConfig.model_validate(trial.config)
-        rungs = rung_tokens(self.spec, config)
-        stop_at = None
-        if self.spec.synchronous and trial.kind is TrialKind.SEARCH and len(trial.rungs) < len(rungs):
-            stop_at = rungs[len(trial.rungs)]
+        rungs, timed = rung_tokens(self.spec, config), rung_seconds(self.spec)
+        wait = next_wait(self.spec, trial, config, rungs or timed)
+        stop_at = None if wait is None or timed else rungs[wait]
         checkpoint = self._shelf.newest_whole(trial.id)
         run = self.persist(
             lambda work: work.runs.start(trial.id, epoch=self.epoch, resume_from=checkpoint, stop_at_tokens=stop_at)
@@ -256,6 +267,9 @@ class Conductor:
             resume_from=None if checkpoint is None else str(self._root / checkpoint.folder),
             rung_tokens=rungs,
             stop_at_tokens=stop_at,
+            rung_seconds=timed,
+            first_timed_rung=trial.rungs[-1].rung + 1 if timed and trial.rungs else 0,
+            stop_at_timed_rung=wait if timed else None,
             cache_folder=str(layout.token_cache_folder(self._root)),
             start_root=str(self._root),
             num_workers=self.spec.resources.num_workers,
@@ -273,22 +287,28 @@ class Conductor:
             unfinished.replace(path)
 
     def _is_ready(self, trial: TrialRecord) -> bool:
-        """False while a trial of a synchronous experiment waits for the decision on its batch."""
+        """False while a trial waits at a rung for what becomes of it."""
         return not trial.rungs or trial.rungs[-1].decision is RungDecision.CONTINUE
 
     def _propose(self) -> TrialRecord | None:
         """The next trial that can run; None if there is none now, or none any more."""
 
         def choose(number: int, history: Sequence[TrialRecord]) -> Proposal | None:
+            if self.spec.replicas > 1:
+                return self._propose_replica(history)
             if self.spec.synchronous and not _may_open(self.spec, number, history):
                 return None
-            return propose(self.spec, number=number, history=history)
+            return self._proposal(number, history)
 
         while True:
             trial = self.persist(lambda work: work.trials.propose(self.experiment_id, epoch=self.epoch, choose=choose))
             if trial is None or trial.state is not TrialState.INFEASIBLE:
                 return trial
             logger.info("trial %d is infeasible: %s", trial.number, trial.reason)
+
+    def _proposal(self, number: int, history: Sequence[TrialRecord]) -> Proposal | None:
+        past = past_of(self.spec, history, warm=self._warm)
+        return propose(self.spec, number=number, history=past, memory=self._memory)
 
     def _take(self, run: RunRecord, report: RunReport) -> bool:
         def change(work: Work) -> bool:
@@ -305,36 +325,108 @@ class Conductor:
         self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
         return goes_on
 
-    def _decide_batches(self) -> None:
-        """Decides on every batch of a synchronous experiment that has arrived as a whole, and prunes what it stops."""
-        if not self.spec.synchronous:
+    def _propose_replica(self, history: Sequence[TrialRecord]) -> Proposal | None:
+        """The next seed of the point that was opened last, else the first one of a new point."""
+        points = points_of(self.spec, history)
+        last = points[-1] if points and points[-1].record.kind is TrialKind.SEARCH else None
+        if last is not None and len(last.replicas) < self.spec.replicas:
+            first, replica = last.replicas[0], len(last.replicas)
+            config = None if first.config is None else TrainConfig.model_validate(first.config)
+            return Proposal(
+                params=first.params,
+                config=None if config is None else replica_config(config, replica),
+                problem=first.reason or None,
+                point=last.record.number,
+                replica=replica,
+            )
+        number, told = len(points), [point.record for point in points]
+        if self.spec.synchronous and not _may_open(self.spec, number, told):
+            return None
+        proposal = self._proposal(number, told)
+        return None if proposal is None else replace(proposal, point=number, replica=0)
+
+    def _promote(self, *, is_last: bool = False) -> TrialRecord | None:
+        """Promotes the paused trial that the next free place goes to, and returns it; None if there is none.
+
+        The other replicas of its point are promoted with it, and wait for places of their own.
+        """
+        if not promotes(self.spec):
+            return None
+
+        def change(work: Work) -> str | None:
+            live = {run.trial_id for run in work.runs.live(self.experiment_id)}
+            history = work.trials.history(self.experiment_id)
+            verdicts = promoted(self.spec, history, live=live, is_last=is_last)
+            self._record_verdicts(work, verdicts)
+            return verdicts[0].trial_id if verdicts else None
+
+        trial_id = self.persist(change)
+        return None if trial_id is None else self._read(lambda work: work.trials.get(trial_id))
+
+    def _end_waiting(self) -> None:
+        """Prunes the trials that wait for a promotion that will not come: nothing runs and nothing new starts."""
+
+        def change(work: Work) -> tuple[TrialRecord, ...]:
+            history = work.trials.history(self.experiment_id)
+            self._record_verdicts(work, never_promoted(self.spec, history))
+            return self._prune_stopped(work)
+
+        for trial in self.persist(change):
+            self._shelf.tidy(trial)
+
+    def _decide_waiting(self) -> None:
+        """Decides on all that has arrived at a rung as a whole (batches, points, the population), and prunes what it
+        stops; under population-based training, what goes on in its place is added in the same transaction."""
+        if self._stopping is not None or not waits_at_rungs(self.spec):
             return
 
-        def change(work: Work) -> None:
+        def change(work: Work) -> tuple[TrialRecord, ...]:
             history = work.trials.history(self.experiment_id)
-            undecided = {
-                (rung.batch, rung.rung)
-                for trial in history
-                for rung in trial.rungs
-                if rung.batch is not None and rung.decision is None and trial.finished_at_ms is None
-            }
-            for batch, rung in sorted(undecided):
-                work.rungs.decide_batch(
-                    self.experiment_id,
-                    epoch=self.epoch,
-                    batch=batch,
-                    rung=rung,
-                    decide=lambda arrived, num_failed, rung=rung: decide_batch(self.spec, rung, arrived, num_failed),
-                )
-            for trial in work.trials.waiting(self.experiment_id):
-                if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP:
-                    self._recorder.prune(work, trial)
+            self._record_verdicts(work, due(self.spec, history))
+            verdicts, copies = generation(self.spec, history)
+            live = {run.trial_id for run in work.runs.live(self.experiment_id)}
+            if live.isdisjoint(verdict.trial_id for verdict in verdicts):
+                self._record_verdicts(work, verdicts)
+                for copy in copies:
+                    self._add_copy(work, copy)
+            return self._prune_stopped(work)
 
-        if self._stopping is None:
-            self.persist(change)
-            for trial in self._read(lambda work: work.trials.history(self.experiment_id)):
-                if trial.state is TrialState.PRUNED:
-                    self._shelf.tidy(trial)
+        for trial in self.persist(change):
+            self._shelf.tidy(trial)
+
+    def _record_verdicts(self, work: Work, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            work.rungs.decide(verdict.trial_id, verdict.rung, verdict.decision, epoch=self.epoch)
+
+    def _prune_stopped(self, work: Work) -> tuple[TrialRecord, ...]:
+        """Ends the trials that a decision has stopped since their run ended, and returns them."""
+        stopped = [
+            trial
+            for trial in work.trials.waiting(self.experiment_id)
+            if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP
+        ]
+        for trial in stopped:
+            self._recorder.prune(work, trial)
+        return tuple(work.trials.get(trial.id) for trial in stopped)
+
+    def _add_copy(self, work: Work, copy: Copy) -> None:
+        """Adds the trial that goes on from its parent's checkpoint in place of one that ends."""
+        tokens = next(record.tokens for record in copy.parent.rungs if record.rung == copy.rung)
+        there = [found for found in work.checkpoints.of_trial(copy.parent.id) if found.tokens == tokens]
+        if not there:
+            logger.error("trial %d has no checkpoint at rung %d, and is not copied", copy.parent.number, copy.rung)
+            return
+        number = len(work.trials.history(self.experiment_id))
+        work.trials.insert(
+            self.experiment_id,
+            number=number,
+            kind=TrialKind.SEARCH,
+            label=None,
+            batch=None,
+            epoch=self.epoch,
+            sequence=work.experiments.next_sequence(self.experiment_id),
+            proposal=copy_of(self.spec, copy.parent, there[-1], number=number),
+        )
 
     def _forget(self, run_id: str) -> None:
         self._live.pop(run_id, None)
@@ -373,13 +465,16 @@ def stop_run(folder: Path) -> None:
 
 
 def _may_open(spec: ExperimentSpec, number: int, history: Sequence[TrialRecord]) -> bool:
-    """Whether trial `number` of a synchronous experiment may be proposed: the batches before its own have ended."""
+    """Whether trial `number` of a synchronous experiment may be proposed: the batches before its own have ended, and
+    the baselines that limits are relative to, so that no proposal depends on when they did."""
+    named = {constraint.relative_to for constraint in spec.objective.constraints}
     index = number - len(spec.baselines)
     first_of_batch = number - index % spec.batch_size
     return all(
         trial.finished_at_ms is not None
         for trial in history
-        if trial.kind is TrialKind.SEARCH and trial.number < first_of_batch
+        if (trial.kind is TrialKind.SEARCH and trial.number < first_of_batch)
+        or (trial.kind is TrialKind.BASELINE and trial.label in named)
     )
 
 

@@ -1,13 +1,14 @@
 """Stop or go on at a rung: pure functions of the rows recorded before the arrival.
 
 Source of ASHA: Li et al. 2020, arXiv:1810.05934. Asynchronous: algorithm 2, as a stopping rule: a trial is decided on
-once, as it arrives, against the arrivals before it, and never resumed. Synchronous: algorithm 1, successive halving of
-a batch. Those of the other rules are with their configs.
+once, as it arrives, against the arrivals before it, and never resumed; its other form, which promotes paused trials, is
+in `orchestrator.search.promote`. Synchronous: algorithm 1, successive halving of a batch. Those of the other rules are
+with their configs.
 """
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.schedulers import (
     ASHAScheduler,
@@ -15,36 +16,12 @@ from orchestrator.schedulers import (
     MedianScheduler,
     NoScheduler,
     PatienceScheduler,
+    PBTScheduler,
 )
 from orchestrator.spec import ExperimentSpec
 from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind
-from trainer.config import TrainConfig
 
-__all__ = ["Decision", "RungDecision", "decide", "decide_batch", "rung_tokens"]
-
-
-def rung_tokens(spec: ExperimentSpec, config: TrainConfig | None = None) -> tuple[int, ...]:
-    """Training tokens of each rung, ascending; () without a scheduler.
-
-    Rung `i` is at `min_tokens * reduction_factor**i`, or at `min_tokens + i * interval_tokens`. A rung that would fall
-    on the trial's last step is left out: there is nothing to save there.
-
-    Args:
-        config: the trial's configuration, if the search changes its budget or batch; by default the base.
-    """
-    scheduler = spec.scheduler
-    if isinstance(scheduler, NoScheduler):
-        return ()
-    config = spec.base if config is None else config
-    rungs: list[int] = []
-    tokens = scheduler.min_tokens
-    while config.steps_for_tokens(tokens) < config.num_steps:
-        rungs.append(tokens)
-        if isinstance(scheduler, ASHAScheduler | HyperbandScheduler):
-            tokens *= scheduler.reduction_factor
-        else:
-            tokens += scheduler.interval_tokens
-    return tuple(rungs)
+__all__ = ["Decision", "RungDecision", "bracket_of", "cost_of", "decide", "decide_batch"]
 
 
 def decide(
@@ -71,6 +48,7 @@ def decide(
     scheduler = spec.scheduler
     if isinstance(scheduler, NoScheduler):
         return Decision(decision=RungDecision.CONTINUE, explanation="no scheduler: every trial runs to the end")
+    assert not isinstance(scheduler, PBTScheduler), "a population is decided on as a whole"
     if value is None or not math.isfinite(value):
         return Decision(
             decision=RungDecision.STOP, explanation=f"{spec.objective.metric} at rung {rung} was not a finite number"
@@ -79,29 +57,30 @@ def decide(
     if isinstance(scheduler, ASHAScheduler):
         return _among_best(spec, scheduler.reduction_factor, rung, value, others, where="")
     if isinstance(scheduler, HyperbandScheduler):
-        bracket = _bracket(spec, scheduler, number)
+        bracket = bracket_of(spec, scheduler, number)
         if rung < bracket:
             sentence = f"bracket {bracket} of {scheduler.num_brackets} is first judged at rung {bracket}"
             return Decision(decision=RungDecision.CONTINUE, explanation=sentence)
-        peers = [record for record in others if _bracket(spec, scheduler, record.trial_number) == bracket]
+        peers = [record for record in others if bracket_of(spec, scheduler, record.trial_number) == bracket]
         return _among_best(spec, scheduler.reduction_factor, rung, value, peers, where=f" of bracket {bracket}")
     before = [record for record in own if record.rung < rung]
-    costs = [_cost(spec, record.value) for record in sorted(before, key=lambda record: record.rung)]
-    costs.append(_cost(spec, value))
+    costs = [cost_of(spec, record.value) for record in sorted(before, key=lambda record: record.rung)]
+    costs.append(cost_of(spec, value))
     if isinstance(scheduler, MedianScheduler):
         return _against_median(spec, scheduler, rung, min(costs), others)
     return _by_patience(spec, scheduler, rung, costs)
 
 
-def _bracket(spec: ExperimentSpec, scheduler: HyperbandScheduler, number: int) -> int:
+def bracket_of(spec: ExperimentSpec, scheduler: HyperbandScheduler, number: int) -> int:
+    """The bracket of trial (or point) `number`: they take the brackets in turn."""
     return (number - len(spec.baselines)) % scheduler.num_brackets
 
 
 def _among_best(
     spec: ExperimentSpec, factor: int, rung: int, value: float, others: Sequence[RungRecord], *, where: str
 ) -> Decision:
-    costs = sorted(_cost(spec, other.value) for other in others)
-    cost = _cost(spec, value)
+    costs = sorted(cost_of(spec, other.value) for other in others)
+    cost = cost_of(spec, value)
     rank = 1 + sum(other < cost for other in costs)
     num_arrived = len(costs) + 1
     num_kept = max(1, num_arrived // factor)
@@ -118,7 +97,7 @@ def _against_median(
     if len(others) < scheduler.min_trials:
         sentence = f"{len(others)} other trials at rung {rung}, fewer than min_trials={scheduler.min_trials}"
         return Decision(decision=RungDecision.CONTINUE, explanation=sentence)
-    median = statistics.median(_cost(spec, other.value) for other in others)
+    median = statistics.median(cost_of(spec, other.value) for other in others)
     sentence = (
         f"best {_shown(spec, best)} by rung {rung}; the median of {len(others)} other trials there is "
         f"{_shown(spec, median)}"
@@ -139,33 +118,60 @@ def _by_patience(spec: ExperimentSpec, scheduler: PatienceScheduler, rung: int, 
 
 
 def decide_batch(
-    spec: ExperimentSpec, rung: int, arrived: Sequence[RungRecord], num_failed: int = 0
+    spec: ExperimentSpec, rung: int, arrived: Sequence[RungRecord], num_failed: int | Mapping[int, int] = 0
 ) -> dict[str, Decision]:
     """Trial id -> decision for a batch that has arrived at `rung` as a whole.
 
     The best `max(1, floor(n / reduction_factor))` of the `n` trials that were let through the rung before go on. Equal
-    values: the lower trial number first. The order of `arrived` plays no part.
+    values: the lower trial number first. The order of `arrived` plays no part. Hyperband: the same within each bracket,
+    from the bracket's first rung on.
 
     Args:
-        num_failed: trials of the batch that failed on the way here; they count as worse than any that arrived.
+        num_failed: trials of the batch that failed on the way here; they count as worse than any that arrived. With
+            Hyperband: bracket -> how many of it.
     """
     scheduler = spec.scheduler
-    factor = scheduler.reduction_factor if isinstance(scheduler, ASHAScheduler) else 1
-    ranked = sorted(arrived, key=lambda record: (_cost(spec, record.value), record.trial_number))
+    if not isinstance(scheduler, HyperbandScheduler):
+        failed = num_failed if isinstance(num_failed, int) else sum(num_failed.values())
+        factor = scheduler.reduction_factor if isinstance(scheduler, ASHAScheduler) else 1
+        return _halved(spec, factor, rung, arrived, failed, where="")
+    decisions: dict[str, Decision] = {}
+    for bracket in range(scheduler.num_brackets):
+        members = [one for one in arrived if bracket_of(spec, scheduler, one.trial_number) == bracket]
+        if rung < bracket:
+            sentence = f"bracket {bracket} of {scheduler.num_brackets} is first judged at rung {bracket}"
+            decisions |= {
+                one.trial_id: Decision(
+                    decision=RungDecision.STOP if one.value is None else RungDecision.CONTINUE, explanation=sentence
+                )
+                for one in members
+            }
+        else:
+            failed = num_failed if isinstance(num_failed, int) else num_failed.get(bracket, 0)
+            where = f" of bracket {bracket}"
+            decisions |= _halved(spec, scheduler.reduction_factor, rung, members, failed, where=where)
+    return decisions
+
+
+def _halved(
+    spec: ExperimentSpec, factor: int, rung: int, arrived: Sequence[RungRecord], num_failed: int, *, where: str
+) -> dict[str, Decision]:
+    ranked = sorted(arrived, key=lambda record: (cost_of(spec, record.value), record.trial_number))
     num_trials = len(arrived) + num_failed
     num_kept = max(1, num_trials // factor)
     decisions: dict[str, Decision] = {}
     for rank, record in enumerate(ranked, start=1):
         goes_on = rank <= num_kept and record.value is not None
         value = "no finite value" if record.value is None else f"{record.value:.4f}"
-        sentence = f"rank {rank} of {num_trials} in its batch at rung {rung} with {value}; the best {num_kept} go on"
+        place = f"rank {rank} of {num_trials}{where} in its batch at rung {rung}"
+        sentence = f"{place} with {value}; the best {num_kept} go on"
         decisions[record.trial_id] = Decision(
             decision=RungDecision.CONTINUE if goes_on else RungDecision.STOP, explanation=sentence
         )
     return decisions
 
 
-def _cost(spec: ExperimentSpec, value: float | None) -> float:
+def cost_of(spec: ExperimentSpec, value: float | None) -> float:
     """What is to be small: the value, turned around where it is to be maximised; infinite if there is none."""
     if value is None or not math.isfinite(value):
         return math.inf

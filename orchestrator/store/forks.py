@@ -49,8 +49,15 @@ class Forks(Repository):
         return self._records(ForkRow.trial_id == trial_id)
 
     def pinned(self, trial_id: str) -> frozenset[str]:
-        """Ids of the trial's checkpoints that a fork began from: it reads them at its start, and so does a replay."""
-        return frozenset(record.checkpoint_id for record in self.of_trial(trial_id))
+        """Ids of the trial's checkpoints that a fork, or another trial of its experiment, began from.
+
+        It reads them at its start, and so does a replay.
+        """
+        copied = self._connection.execute(
+            select(TrialRow.parent_checkpoint_id).where(TrialRow.parent_trial_id == trial_id)
+        ).scalars()
+        forked = [record.checkpoint_id for record in self.of_trial(trial_id)]
+        return frozenset((*forked, *(checkpoint for checkpoint in copied if checkpoint is not None)))
 
     def _records(self, *where: ColumnElement[bool]) -> tuple[ForkRecord, ...]:
         rows = self._connection.execute(

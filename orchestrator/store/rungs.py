@@ -1,17 +1,14 @@
 """Rungs: a trial arrives at each once, and is decided on once, on exactly the arrivals recorded before it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import ColumnElement, insert, select, update
 
-from orchestrator.states import Cause, TrialState
 from orchestrator.store.finite import finite_number
 from orchestrator.store.models import RungRow, TrialRow
-from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind, TrialRecord
+from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind
 from orchestrator.store.repository import Repository
-
-_UNDECIDED_ENDS = (TrialState.FAILED, TrialState.INFEASIBLE)
 
 
 class Rungs(Repository):
@@ -25,7 +22,7 @@ class Rungs(Repository):
         rung: int,
         tokens: int,
         value: float | None,
-        decide: Callable[[float | None, Sequence[RungRecord]], Decision] | None,
+        decide: Callable[[float | None, Sequence[RungRecord]], Decision | None] | None,
     ) -> RungRecord:
         """Records a trial's arrival at a rung, decides on it, and returns both.
 
@@ -35,7 +32,8 @@ class Rungs(Repository):
         Args:
             value: the objective; what is not finite is passed on and stored as None.
             decide: `decide(value, earlier)`, called inside the transaction with the arrivals of search trials at this
-                rung so far, in order of arrival. None leaves the decision to `decide_batch`.
+                rung so far, in order of arrival; its None leaves the trial waiting, as a `decide` of None does, for
+                the method of that name.
         """
         run = self._work.runs.hold_live(run_id, epoch)
         trial = self._work.trials.get(run.trial_id)
@@ -77,44 +75,17 @@ class Rungs(Repository):
             self._announce(run.experiment_id, trial.id, rung, decision)
         return next(record for record in self._work.trials.get(trial.id).rungs if record.rung == rung)
 
-    def decide_batch(
-        self,
-        experiment_id: str,
-        *,
-        epoch: int,
-        batch: int,
-        rung: int,
-        decide: Callable[[Sequence[RungRecord], int], Mapping[str, Decision]],
-    ) -> tuple[RungRecord, ...] | None:
-        """Decides on a whole batch of a synchronous experiment at one rung, once all of it has arrived.
-
-        Args:
-            decide: `decide(arrived, num_failed)` -> trial id -> decision. `arrived` is in order of trial number;
-                `num_failed` counts trials that failed on the way to this rung.
-
-        Returns:
-            The batch's arrivals with their decisions (the stored ones, if it was decided before), by trial number; None
-            while a trial that is still running has not arrived.
-        """
+    def decide(self, trial_id: str, rung: int, decision: Decision, *, epoch: int) -> None:
+        """Notes what was decided on a trial that waits at a rung. A rung that has its decision keeps it."""
+        experiment_id = self._work.trials.get(trial_id).experiment_id
         self._work.experiments.hold(experiment_id, epoch)
-        trials = [trial for trial in self._work.trials.history(experiment_id) if trial.batch == batch]
-        arrived = [record for trial in trials for record in trial.rungs if record.rung == rung]
-        if any(record.decision is not None for record in arrived):
-            return tuple(arrived)
-        there = {record.trial_id for record in arrived}
-        if any(trial.finished_at_ms is None and trial.id not in there for trial in trials):
-            return None
-        num_failed = sum(_failed_before(trial, rung) for trial in trials)
-        decisions = decide(arrived, num_failed) if arrived else {}
-        for record in arrived:
-            decision = decisions[record.trial_id]
-            self._connection.execute(
-                update(RungRow)
-                .where(RungRow.trial_id == record.trial_id, RungRow.rung == rung, RungRow.decision.is_(None))
-                .values(decision=decision.decision.value, explanation=decision.explanation)
-            )
-            self._announce(experiment_id, record.trial_id, rung, decision)
-        return tuple(record for record in self._records(RungRow.rung == rung) if record.trial_id in there)
+        changed = self._connection.execute(
+            update(RungRow)
+            .where(RungRow.trial_id == trial_id, RungRow.rung == rung, RungRow.decision.is_(None))
+            .values(decision=decision.decision.value, explanation=decision.explanation)
+        )
+        if changed.rowcount:
+            self._announce(experiment_id, trial_id, rung, decision)
 
     def at(self, experiment_id: str, rung: int) -> tuple[RungRecord, ...]:
         """Arrivals of search trials at a rung, in order of arrival."""
@@ -160,9 +131,3 @@ class Rungs(Repository):
             )
             for row in rows
         )
-
-
-def _failed_before(trial: TrialRecord, rung: int) -> bool:
-    """True if the trial failed by itself after it was let through the rung before `rung`, and did not reach `rung`."""
-    ended = trial.state in _UNDECIDED_ENDS or trial.cause is Cause.STOP_RULE
-    return ended and trial.cause is not Cause.RETRIES_EXHAUSTED and len(trial.rungs) == rung

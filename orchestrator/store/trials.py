@@ -96,11 +96,13 @@ class Trials(Repository):
         objective: float | None = None,
         objective_tokens: int | None = None,
         summary: dict[str, Any] | None = None,
+        further_values: Sequence[float | None] | None = None,
     ) -> TrialRecord:
         """Ends a trial whose runs have ended. Settling it again the same way changes nothing.
 
         Args:
             objective: the objective's value; what is not finite is stored as absent.
+            further_values: of the spec's further objectives, likewise; None if there are none.
 
         Raises:
             IllegalTransition: the trial ended otherwise before, or one of its runs is still live.
@@ -123,9 +125,14 @@ class Trials(Repository):
                 "objective": finite_number(objective),
                 "objective_tokens": objective_tokens if finite_number(objective) is not None else None,
                 "summary": finite_json(summary),
+                "further_values": None if further_values is None else [finite_number(one) for one in further_values],
             },
         )
         return self.get(trial_id)
+
+    def set_veto(self, trial_id: str, veto: str | None) -> None:
+        """Notes why a completed trial cannot win, or that nothing is against it. The caller holds the experiment."""
+        self._connection.execute(update(TrialRow).where(TrialRow.id == trial_id).values(veto=veto))
 
     def lose_runs(
         self,
@@ -207,6 +214,10 @@ class Trials(Repository):
                 kind=kind.value,
                 label=label,
                 batch=batch,
+                point=proposal.point,
+                replica=proposal.replica,
+                parent_trial_id=None if proposal.parent is None else proposal.parent.trial_id,
+                parent_checkpoint_id=None if proposal.parent is None else proposal.parent.id,
                 state=TrialState.QUEUED.value,
                 reason="waiting for a free place in the cluster",
                 since_ms=now,
@@ -215,6 +226,9 @@ class Trials(Repository):
                 config=None if config is None else config.model_dump(mode="json"),
                 config_fingerprint=None if config is None else config.fingerprint(),
                 asked_sequence=sequence,
+                spec_version=select(ExperimentRow.spec_version)
+                .where(ExperimentRow.id == experiment_id)
+                .scalar_subquery(),
                 created_at_ms=now,
             )
         )
@@ -222,7 +236,9 @@ class Trials(Repository):
             "trial.proposed",
             experiment_id=experiment_id,
             trial_id=trial_id,
-            data={"number": number, "kind": kind.value, "label": label, "params": proposal.params},
+            data={"number": number, "kind": kind.value, "label": label, "params": proposal.params}
+            | ({} if proposal.point is None else {"point": proposal.point, "replica": proposal.replica})
+            | ({} if proposal.parent is None else {"parent": proposal.parent.trial_id, "step": proposal.parent.step}),
         )
         return trial_id
 
@@ -236,7 +252,11 @@ class Trials(Repository):
                 trial.id, trial.state, TrialState.RUNNING, reason="", experiment_id=trial.experiment_id, values=values
             )
         else:
-            self._connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(**values))
+            self._connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(reason="", **values))
+
+    def explain(self, trial_id: str, reason: str) -> None:
+        """Says why a trial that has not ended is not running. The caller holds the experiment."""
+        self._connection.execute(update(TrialRow).where(TrialRow.id == trial_id).values(reason=reason))
 
     def end(
         self,
@@ -265,7 +285,9 @@ class Trials(Repository):
 
     def _batch(self, experiment_id: str, search_index: int) -> int | None:
         spec = self._spec(experiment_id)
-        return search_index // spec["batch_size"] if spec["synchronous"] else None
+        if not spec["synchronous"]:
+            return None
+        return search_index // spec.get("replicas", 1) // spec["batch_size"]
 
     def _spec(self, experiment_id: str) -> dict[str, Any]:
         return self._connection.execute(

@@ -103,8 +103,8 @@ DRIVER_WRITES: dict[str, Callable[[Work, str, str, str, int], object]] = {
         value=1.0,
         decide=lambda value, earlier: Decision(decision=RungDecision.STOP, explanation=""),
     ),
-    "decide batch": lambda work, exp, trial, run, epoch: work.rungs.decide_batch(
-        exp, epoch=epoch, batch=0, rung=0, decide=lambda arrived, num_failed: {}
+    "decide": lambda work, exp, trial, run, epoch: work.rungs.decide(
+        trial, 0, Decision(decision=RungDecision.STOP, explanation=""), epoch=epoch
     ),
     "checkpoint": lambda work, exp, trial, run, epoch: work.checkpoints.commit(
         run, epoch=epoch, step=1, tokens=1, folder="x", manifest_sha256="0" * 64

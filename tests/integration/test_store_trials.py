@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.errors import Fenced, IllegalTransition
 from orchestrator.search.propose import propose
-from orchestrator.search.stop import decide, decide_batch
+from orchestrator.search.stop import decide
+from orchestrator.search.waiting import due
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, RunState, TrialState
 from orchestrator.store.records import Decision, Proposal, RungDecision, RungRecord, TrialRecord
@@ -301,33 +302,25 @@ def test_batch_is_decided_once_when_all_of_it_has_arrived_or_failed(database: Da
     assert [trial.batch for trial in trials] == [0, 0, 0, 0, 1]
     runs = [started(database, trial.id, epoch) for trial in trials[:4]]
 
-    def settle_batch() -> tuple[RungRecord, ...] | None:
+    def settle_batch() -> list[tuple[int, RungDecision | None]]:
         with database.transaction() as work:
-            return work.rungs.decide_batch(
-                experiment_id,
-                epoch=epoch,
-                batch=0,
-                rung=0,
-                decide=lambda arrived, num_failed: decide_batch(spec, 0, arrived, num_failed),
-            )
+            for verdict in due(spec, work.trials.history(experiment_id)):
+                work.rungs.decide(verdict.trial_id, verdict.rung, verdict.decision, epoch=epoch)
+            history = work.trials.history(experiment_id)
+        return [(record.trial_number, record.decision) for trial in history for record in trial.rungs]
 
-    for run, value in zip(runs[:3], (3.0, 1.0, 2.0), strict=True):
-        assert settle_batch() is None
+    for number, (run, value) in enumerate(zip(runs[:3], (3.0, 1.0, 2.0), strict=True)):
+        assert settle_batch() == [(other, None) for other in range(number)]
         with database.transaction() as work:
             record = work.rungs.record(run.id, epoch=epoch, rung=0, tokens=1024, value=value, decide=None)
         assert record.decision is None
-    assert settle_batch() is None
+    assert settle_batch() == [(0, None), (1, None), (2, None)]
     with database.transaction() as work:
         work.runs.settle(runs[3].id, epoch=epoch, state=RunState.FAILED, cause=Cause.DIVERGED)
         work.trials.settle(trials[3].id, epoch=epoch, state=TrialState.FAILED, cause=Cause.DIVERGED)
-    decided = settle_batch()
     # The failed trial counts among the four, of which two go on.
-    assert decided is not None
-    assert [(record.trial_number, record.decision) for record in decided] == [
-        (0, RungDecision.STOP),
-        (1, RungDecision.CONTINUE),
-        (2, RungDecision.CONTINUE),
-    ]
+    decided = [(0, RungDecision.STOP), (1, RungDecision.CONTINUE), (2, RungDecision.CONTINUE)]
+    assert settle_batch() == decided
     assert settle_batch() == decided
 
 

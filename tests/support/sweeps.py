@@ -12,6 +12,7 @@ from orchestrator.spec import ExperimentSpec
 from orchestrator.store.session import Database
 from tests.support.training import STEP_TOKENS, train_config
 from trainer.config.run import CheckpointReport, DomainEvaluation, RunReport, RunRequest, RunSummary
+from trainer.config.start import ForkStartConfig
 
 ASHA = {"kind": "asha", "min_tokens": 8 * STEP_TOKENS, "reduction_factor": 2}
 """Rungs at steps 8, 16, 32 and so on."""
@@ -67,7 +68,9 @@ def script(request: RunRequest) -> Iterator[RunReport]:
     config, folder = request.config, Path(request.folder)
     rung_steps = [config.steps_for_tokens(tokens) for tokens in request.rung_tokens]
     stop_step = None if request.stop_at_tokens is None else config.steps_for_tokens(request.stop_at_tokens)
-    step = 0 if request.resume_from is None else int(request.resume_from.rpartition("-")[2])
+    step = config.start.step if isinstance(config.start, ForkStartConfig) else 0
+    if request.resume_from is not None:
+        step = int(request.resume_from.rpartition("-")[2])
 
     def report(kind: str, **parts: Any) -> RunReport:
         return RunReport.model_validate({"kind": kind, "step": step, "tokens": step * config.step_tokens, **parts})

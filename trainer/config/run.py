@@ -20,7 +20,13 @@ class RunRequest(Section):
     rung_tokens: tuple[int, ...] = ()
     """Ascending training tokens at which to evaluate, checkpoint and report a rung."""
     stop_at_tokens: int | None = None
-    """End this run, with a checkpoint, once it has seen so many tokens (a segment of a synchronous experiment)."""
+    """End this run, with a checkpoint, once it has seen so many tokens: at a rung where its trial waits."""
+    rung_seconds: tuple[float, ...] = ()
+    """Ascending seconds of training at which to do so instead: at the first step after them."""
+    first_timed_rung: int = Field(default=0, ge=0)
+    """The first of `rung_seconds` that the trial has not reported."""
+    stop_at_timed_rung: int | None = Field(default=None, ge=0)
+    """End this run, with a checkpoint, at this one of `rung_seconds`."""
     cache_folder: str
     """Absolute path of the token cache."""
     start_root: str | None = None
@@ -147,7 +153,7 @@ class RunReport(Section):
     step: int
     tokens: int
     rung: int | None = None
-    """Index into `rung_tokens` that was reached."""
+    """Index into `rung_tokens`, or `rung_seconds`, that was reached."""
     evaluation: dict[str, DomainEvaluation] | None = None
     checkpoint: CheckpointReport | None = None
     summary: RunSummary | None = None

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.capacity import Capacity, NodeCapacity
 from orchestrator.estimate import CPU_FLOPS, TRIAL_START_S, Estimated, Measured, estimate
-from orchestrator.search.stop import rung_tokens
+from orchestrator.search.rungs import rung_tokens
 from tests.support.specs import experiment_spec, train_document
 from trainer.model.size import flops_per_token, model_size
 

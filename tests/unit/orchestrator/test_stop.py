@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from orchestrator.admission import admit
 from orchestrator.errors import SpecRejected
-from orchestrator.search.stop import RungDecision, decide, decide_batch, rung_tokens
+from orchestrator.search.rungs import rung_tokens
+from orchestrator.search.stop import RungDecision, decide, decide_batch
 from orchestrator.store.records import TrialKind
 from tests.support.records import rung_record
 from tests.support.specs import experiment_document, experiment_spec, train_document
@@ -200,8 +201,8 @@ def test_value_that_is_not_finite_stops_under_every_rule(scheduler: dict[str, ob
     assert decide(experiment_spec(scheduler=scheduler), 0, math.nan, []).decision is RungDecision.STOP
 
 
-@pytest.mark.parametrize("scheduler", [HYPERBAND, MEDIAN, PATIENCE])
-def test_only_asha_decides_on_batches(scheduler: dict[str, object]) -> None:
+@pytest.mark.parametrize("scheduler", [MEDIAN, PATIENCE])
+def test_rules_for_single_trials_do_not_decide_on_batches(scheduler: dict[str, object]) -> None:
     with pytest.raises(SpecRejected) as refused:
         admit(experiment_document(scheduler=scheduler, synchronous=True), capacity=None)
     assert [(problem.pointer, problem.code) for problem in refused.value.problems] == [
