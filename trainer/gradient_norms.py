@@ -3,6 +3,7 @@
 Letters: G groups, P parameters, R roles.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
@@ -18,8 +19,12 @@ ROLES: tuple[ParameterRole, ...] = ("router", "expert", "dense", "embedding")
 """In the order of the groups."""
 assert set(ROLES) == set(get_args(ParameterRole)), "every parameter is in one group of a role"
 
-NUM_RATIOS = 2 * len(ROLES)
-"""Of a step that measures its update: change over parameters, then gradient over parameters, for each role."""
+NUM_SPREAD = 3
+"""Of the experts' gradient: share of zeros, mean and largest magnitude."""
+
+NUM_RATIOS = 2 * len(ROLES) + NUM_SPREAD
+"""Of a step that measures its update: change over parameters, then gradient over parameters, for each role; then the
+spread of the experts' gradient."""
 
 
 def num_groups(num_layers: int) -> int:
@@ -58,6 +63,7 @@ class GroupedNorms:
         members += [list(layer.experts.parameters()) for layer in layers]
         of_group = [{id(parameter) for parameter in group} for group in members]
         rows = [[float(id(parameter) in group) for parameter in self.parameters] for group in of_group]
+        self._experts = members[ROLES.index("expert")]
         self._member_GP = torch.tensor(rows, dtype=torch.float64).view(len(rows), -1).to(device)
 
     def of_gradient(self) -> GradientNorm:
@@ -72,6 +78,26 @@ class GroupedNorms:
         norms_P = _norms([gradient for _, gradient in found])
         return GradientNorm(torch.linalg.vector_norm(norms_P), self._grouped(norms_P, [index for index, _ in found]))
 
+    def expert_spread(self) -> Tensor:
+        """Return share of zeros, mean magnitude and largest magnitude of the experts' gradient, float64 [3].
+
+        A parameter without gradient is all zeros; without experts all three are 0.
+        """
+        gradients = [each.grad for each in self._experts if each.grad is not None]
+        if not gradients:
+            empty = self._member_GP.new_zeros(NUM_SPREAD)
+            empty[0] = float(bool(self._experts))
+            return empty
+        num_elements = sum(each.numel() for each in self._experts)
+        num_nonzero = torch.stack([gradient.count_nonzero() for gradient in gradients]).sum()
+        return torch.stack(
+            (
+                1.0 - num_nonzero.double() / num_elements,
+                _norms(gradients, order=1.0).double().sum() / num_elements,
+                _norms(gradients, order=math.inf).double().amax(),
+            )
+        )
+
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the norms by role, float64 [R], of tensors that go with `parameters` one by one."""
         return self._grouped(_norms(tensors), range(len(tensors)))[: len(ROLES)]
@@ -84,6 +110,6 @@ class GroupedNorms:
         return (member_GP @ norms_P.double().square()).sqrt()
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]  # what torch itself uses
+def _norms(tensors: Sequence[Tensor], *, order: float = 2.0) -> Tensor:
+    norms = torch._foreach_norm(list(tensors), order)  # pyright: ignore[reportPrivateImportUsage]  # what torch itself uses
     return torch.stack(norms)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.config.run import SaturationPoint
@@ -19,12 +20,14 @@ from trainer.metrics.catalog import PROBE_SCALARS
 from trainer.metrics.router_health import max_violation
 from trainer.metrics.routing_probe import (
     MIN_OCCURRENCES,
+    changed,
     largest_coactivation,
     overlap,
     shuffled_specialization,
     specialization,
 )
 from trainer.metrics.specialization import mutual_information
+from trainer.model.routing import LayerRouting
 from trainer.model.transformer import Transformer
 from trainer.precision.base import Precision
 from trainer.routers.looking_ahead import routed_over_chunks
@@ -69,6 +72,8 @@ class RoutingProbe:
         self._domain_W = np.tile(np.arange(len(sets)), num_windows)
         self._routings: dict[int, NDArray[np.bool_]] = {}
         self._newest: int | None = None
+        self._first_MT: NDArray[np.int64] | None = None
+        """The first expert of each token at the newest evaluation; None before any."""
 
     @property
     def is_on(self) -> bool:
@@ -79,8 +84,9 @@ class RoutingProbe:
         """Return the `probe/` metrics of a model at a step, name -> float64 [M]; churn is NaN the first time."""
         moe = self._config.model.moe
         assert moe is not None, "a dense model is not probed"
-        chosen_MTE = self._route(model, precision)
+        chosen_MTE, first_MT = self._route(model, precision)
         before = None if self._newest is None else self._routings[self._newest]
+        first_before, self._first_MT = self._first_MT, first_MT
         self._routings[step], self._newest = chosen_MTE, step
         self._routings = {kept: self._routings[kept] for kept in thinned_out(list(self._routings))}
         label_T = np.repeat(self._domain_W, self._config.data.seq_len)
@@ -95,6 +101,10 @@ class RoutingProbe:
                 {
                     "probe/churn": float("nan") if before is None else 1.0 - overlap(chosen_TE, before[layer]),
                     "probe/churn_uniform": 1.0 - even,
+                    "probe/top1_churn": (
+                        float("nan") if first_before is None else changed(first_MT[layer], first_before[layer])
+                    ),
+                    "probe/top1_churn_uniform": 1.0 - 1.0 / moe.num_experts,
                     "probe/max_violation": float(max_violation(chosen_TE.sum(axis=0))),
                     "probe/domain_information": mutual_information(counts_DE),
                     "probe/domain_specialization": specialization(chosen_TE, label_T),
@@ -130,11 +140,11 @@ class RoutingProbe:
         """Return everything as JSON values."""
         return {
             "newest": self._newest,
+            "first_experts": None
+            if self._first_MT is None
+            else {"shape": list(self._first_MT.shape), "bytes": _packed(self._first_MT.astype("<i4"))},
             "routings": {
-                str(step): {
-                    "shape": list(routing.shape),
-                    "bits": base64.b64encode(zlib.compress(np.packbits(routing).tobytes())).decode(),
-                }
+                str(step): {"shape": list(routing.shape), "bits": _packed(np.packbits(routing))}
                 for step, routing in self._routings.items()
             },
         }
@@ -142,22 +152,26 @@ class RoutingProbe:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` returned."""
         self._newest = state["newest"]
+        # Checkpoints of earlier versions have none: the next evaluation then has nothing to compare with.
+        first = state.get("first_experts")
+        self._first_MT = (
+            None if first is None else _unpacked(first["bytes"], "<i4").reshape(first["shape"]).astype(np.int64)
+        )
         self._routings = {}
         for step, packed in state["routings"].items():
             shape = tuple(packed["shape"])
-            bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), dtype=np.uint8)
-            count = int(np.prod(shape))
-            self._routings[int(step)] = np.unpackbits(bits, count=count).reshape(shape).astype(bool)
+            bits = np.unpackbits(_unpacked(packed["bits"], "u1"), count=int(np.prod(shape)))
+            self._routings[int(step)] = bits.reshape(shape).astype(bool)
 
     @torch.no_grad()
-    def _route(self, model: Transformer, precision: Precision) -> NDArray[np.bool_]:
-        """Return who chooses whom, [M, T, E]; the model is left in training mode."""
+    def _route(self, model: Transformer, precision: Precision) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Return who chooses whom, [M, T, E], and whom first, [M, T]; the model is left in training mode."""
         moe = self._config.model.moe
         assert moe is not None
         device = next(model.parameters()).device
         batch_size = self._config.loop.micro_batch_size
         chunk_size = batch_size * self._config.data.seq_len if moe.router.evaluates_ahead else None
-        parts = []
+        parts, firsts = [], []
         model.eval()
         with routed_over_chunks(model, chunk_size), precision.autocast():
             for first in range(0, len(self._windows_WL), batch_size):
@@ -168,5 +182,21 @@ class RoutingProbe:
                 _, routings = model.trunk(tokens_BL, documents_BL)
                 chosen_MTE = torch.stack([routing.assignments_TE() for routing in routings])
                 parts.append(chosen_MTE[..., : moe.num_experts].cpu())
+                firsts.append(torch.stack([_first_experts(routing) for routing in routings]).cpu())
         model.train()
-        return torch.cat(parts, dim=1).numpy()
+        return torch.cat(parts, dim=1).numpy(), torch.cat(firsts, dim=1).numpy()
+
+
+def _packed(values: NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes())).decode()
+
+
+def _unpacked(text: str, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=dtype)
+
+
+def _first_experts(routing: LayerRouting) -> Tensor:
+    """Return the best expert of each token, int64 [T]: of those it chose, or, where experts choose, of all."""
+    if routing.token_ids_N is None:
+        return routing.expert_ids_N.view(routing.num_tokens, -1)[:, 0]
+    return routing.logits_TE.argmax(dim=1)

@@ -19,8 +19,9 @@ class UpdateOutcome(NamedTuple):
     grad_norm: float32 scalar, the L2 norm of the whole gradient before clipping.
     skipped: bool scalar, whether the step left everything as it was; None where no step is ever skipped.
     group_norms_G: float64, the norm by parts of the model (`trainer.gradient_norms`).
-    ratios_R: float64, by role the norm of the update over that of the parameters, then that of the gradient over it;
-        0 where there are no parameters. None where the update was not measured.
+    ratios_R: float64, by role the norm of the update over that of the parameters, then that of the gradient over it,
+        then the spread of the experts' gradient before clipping; 0 where there are no parameters. None where the update
+        was not measured.
     """
 
     grad_norm: Tensor
@@ -64,12 +65,13 @@ class Update(nn.Module):
         """
         grad_norm, group_norms_G = self._norms.of_gradient()
         skipped = None if self.skipper is None else self.skipper.observe(loss, grad_norm)
+        measured = self._measure_every is not None and number % self._measure_every == 0
+        spread_3 = self._norms.expert_spread() if measured else None
         with undone_where(skipped, list(self.clipper.buffers())):
             self.clipper.clip(grad_norm)
-        measured = self._measure_every is not None and number % self._measure_every == 0
         before = [parameter.detach().clone() for parameter in self._norms.parameters] if measured else []
         step_unless(skipped, self._optimizer)
-        ratios_R = self._ratios(before, group_norms_G) if measured else None
+        ratios_R = None if spread_3 is None else torch.cat([self._ratios(before, group_norms_G), spread_3])
         return UpdateOutcome(grad_norm, skipped, group_norms_G, ratios_R)
 
     @torch.no_grad()

@@ -314,6 +314,8 @@ def _route_forward(
     tl.store(stats + 6, tl.sum(one * margin, axis=0))
     tl.store(stats + 7, tl.sum(tl.sum(tl.where(real, logits * logits, 0.0), axis=1), axis=0))
     tl.store(stats + 8, tl.max(tl.where(real_t, z_top, -float("inf")), axis=0))
+    z_bottom = tl.min(tl.where(real, logits, float("inf")), axis=1)
+    tl.store(stats + 9, -tl.min(z_bottom, axis=0))
 
 
 @triton.jit

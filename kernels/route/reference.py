@@ -106,6 +106,7 @@ def _statistics(
         "margin_sum": margin_T.sum(),
         "logit_sq_sum": logits_TE.square().sum(),
         "logit_max": logits_TE.max(),
+        "negated_logit_max": (-logits_TE).max(),
     }
     return RouterStats(
         stats_S=torch.stack([slots[name].double() for name in STAT_NAMES]),

@@ -42,6 +42,7 @@ STAT_SLOTS = (
     ),
     StatSlot("logit_sq_sum", Reduction.SUM, "sum over tokens and experts of z**2"),
     StatSlot("logit_max", Reduction.MAX, "largest logit"),
+    StatSlot("negated_logit_max", Reduction.MAX, "largest -z: minus the smallest logit"),
 )
 STAT_NAMES = tuple(slot.name for slot in STAT_SLOTS)
 NUM_SUM_SLOTS = sum(slot.reduction is Reduction.SUM for slot in STAT_SLOTS)

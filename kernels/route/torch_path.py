@@ -156,6 +156,7 @@ def statistics(
     entropy_T = -(probs_TE * log_probs_TE).sum(dim=-1).double()
     margin_sum = (edge_T2[:, 0] - edge_T2[:, -1]).sum()
     flat_logits = logits_TE.reshape(-1)
+    smallest, largest = torch.aminmax(flat_logits)
     return torch.stack(
         (
             logsumexp_T.new_full((), float(logsumexp_T.shape[0])),
@@ -166,6 +167,7 @@ def statistics(
             chosen_probs_TK.sum(),
             margin_sum,
             torch.dot(flat_logits, flat_logits),
-            flat_logits.max(),
+            largest,
+            -smallest,
         )
     )

@@ -43,6 +43,7 @@ def route_pairs_reference(
         "margin_sum": torch.zeros((), device=device),
         "logit_sq_sum": logits_TE.square().sum(),
         "logit_max": logits_TE.max(),
+        "negated_logit_max": (-logits_TE).max(),
     }
     stats = RouterStats(
         stats_S=torch.stack([slots[name].detach().double() for name in STAT_NAMES]),

@@ -146,6 +146,30 @@ _DECLARED = (
         description="L2 norm of the gradient of the embeddings over their own; at steps that measure it.",
     ),
     MetricSpec(
+        name="optimizer/expert_grad_zero_fraction",
+        unit="1",
+        better="lower",
+        lower="0",
+        upper="1",
+        description="Share of zeros in the gradient of the experts, that is of what no token reached, or a narrow "
+        "format lost; at steps that measure updates.",
+        source="nmoe (Noumena 2026), page 0008",
+    ),
+    MetricSpec(
+        name="optimizer/expert_grad_abs_mean",
+        unit="1",
+        lower="0",
+        description="Mean magnitude of the gradient of the experts, before clipping; at steps that measure updates.",
+        source="nmoe (Noumena 2026), page 0008",
+    ),
+    MetricSpec(
+        name="optimizer/expert_grad_abs_max",
+        unit="1",
+        lower="0",
+        description="Largest magnitude in the gradient of the experts, before clipping; at steps that measure updates.",
+        source="nmoe (Noumena 2026), page 0008",
+    ),
+    MetricSpec(
         name="throughput/step_duration_s",
         unit="s",
         better="lower",
@@ -381,6 +405,14 @@ _DECLARED = (
         description="Largest router logit of the step.",
     ),
     MetricSpec(
+        name="router/max_abs_logit",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        description="Largest magnitude of a router logit of the step: what rounding errors grow with.",
+        source="Zoph et al. 2022, arXiv:2202.08906, section 3.4",
+    ),
+    MetricSpec(
         name="router/logit_rms",
         unit="1",
         axes=("layer",),
@@ -401,6 +433,16 @@ _DECLARED = (
         axes=("layer",),
         lower="0",
         description="Tokens per expert in the step: mu = tokens * top_k / num_experts where none are null.",
+    ),
+    MetricSpec(
+        name="router/load_balancing_loss",
+        unit="1",
+        axes=("layer",),
+        better="lower",
+        lower="0",
+        upper="num_experts / max(top_k - num_null_experts, 1)",
+        description="num_experts * sum f_e P_e over the whole step, whether trained on or not: 1 at balance.",
+        source="Fedus et al. 2021, arXiv:2101.03961, eq. 4-6, over all top_k choices",
     ),
     MetricSpec(
         name="router/tokens_seen",
@@ -509,6 +551,24 @@ _DECLARED = (
         description="Control: the churn of two routings drawn evenly at random, 1 - top_k / num_experts.",
     ),
     MetricSpec(
+        name="probe/top1_churn",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Share of the probe set's tokens whose first expert is another than at the evaluation before; NaN "
+        "at the first.",
+        source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, eq. 5 with k = 1, subtracted from 1",
+    ),
+    MetricSpec(
+        name="probe/top1_churn_uniform",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Control: the same of two routings drawn evenly at random, 1 - 1 / num_experts.",
+    ),
+    MetricSpec(
         name="probe/max_violation",
         unit="1",
         axes=("layer",),
@@ -586,6 +646,16 @@ _DECLARED = (
         description="Control: that share where experts are drawn evenly at random, (top_k - 1) / (num_experts - 1).",
     ),
     MetricSpec(
+        name="saturation/overlap",
+        unit="1",
+        axes=("layer",),
+        lower="0",
+        upper="1",
+        description="Share of the probe set's choices at an evaluation that are those of the last one; known at the "
+        "end (`router_saturation` of the summary). Evenly at random it is top_k / num_experts.",
+        source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, eq. 5",
+    ),
+    MetricSpec(
         name="specialization/mutual_information",
         unit="bits",
         axes=("layer",),
@@ -597,7 +667,9 @@ _DECLARED = (
 METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _DECLARED}
 """Metric name -> its declaration."""
 
-UPDATE_SCALARS = tuple(name for name in METRICS if name.endswith(("_update_ratio", "_grad_ratio")))
+_MEASURED = ("_update_ratio", "_grad_ratio", "_grad_zero_fraction", "_grad_abs_mean", "_grad_abs_max")
+
+UPDATE_SCALARS = tuple(name for name in METRICS if name.endswith(_MEASURED))
 """Further columns of the scalar telemetry, of runs with `loop.measure_updates_every_steps`: NaN at steps between."""
 
 SCALARS = tuple(

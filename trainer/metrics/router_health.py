@@ -23,7 +23,7 @@ class RouterSums(NamedTuple):
         entropy_sum, entropy_sq_sum, logsumexp_sum, z_sum, top_k_mass_sum, margin_sum: float64 [...], sums over tokens.
         logit_sq_sum: float64 [...], sum over tokens and the router's outputs.
         micro_max_violation: float64 [...], mean over micro-batches and workers of the MaxVio of each.
-        max_logit: float64 [...], the largest router logit.
+        max_logit, negated_min_logit: float64 [...], the largest router logit, and minus the smallest.
         bias_range: float64 [...], largest minus smallest selection bias; 0 without one.
         num_tokens: tokens of the step.
         num_dropped, num_null: float64 [...], pairs beyond an expert's capacity, and pairs sent to null experts.
@@ -43,6 +43,7 @@ class RouterSums(NamedTuple):
     logit_sq_sum: Floats
     micro_max_violation: Floats
     max_logit: Floats
+    negated_min_logit: Floats
     bias_range: Floats
     num_tokens: int
     num_dropped: Floats
@@ -125,6 +126,17 @@ def deviation(square_sum: Floats, mean: Floats, num_tokens: int) -> Floats:
     return np.sqrt(np.maximum(square_sum / num_tokens - mean**2, 0.0))  # rounding may undercut 0
 
 
+def load_balancing_loss(counts_E: NDArray[np.int64], prob_sum_E: Floats, num_tokens: int) -> Floats:
+    """Return E * sum_e f_e * P_e: 1 at balance, E / K when all tokens choose the same K experts with certainty.
+
+    Null experts, which come after the E others in `prob_sum_E`, take no part. Source: Fedus et al. 2021,
+    arXiv:2101.03961, eq. 4-6; ours counts all K choices, over all of their number.
+    """
+    num_experts = counts_E.shape[-1]
+    shares_E = prob_sum_E[..., :num_experts] / num_tokens
+    return num_experts * (load_fractions(counts_E) * shares_E).sum(axis=-1)
+
+
 def _mean_load(counts_E: NDArray[np.int64]) -> Floats:
     """Return the mean load, 1 token per layer where there is none at all: null experts can take every token."""
     return np.maximum(counts_E.sum(axis=-1), 1) / counts_E.shape[-1]
@@ -163,7 +175,9 @@ def router_health(sums: RouterSums) -> dict[str, Floats]:
         "router/top_k_mass": sums.top_k_mass_sum / sums.num_tokens,
         "router/margin": sums.margin_sum / sums.num_tokens,
         "router/max_logit": sums.max_logit,
+        "router/max_abs_logit": np.maximum(sums.max_logit, sums.negated_min_logit),
         "router/logit_rms": np.sqrt(sums.logit_sq_sum / (sums.num_tokens * sums.prob_sum_E.shape[-1])),
         "router/bias_range": sums.bias_range,
         "router/mean_load": sums.counts_E.mean(axis=-1),
+        "router/load_balancing_loss": load_balancing_loss(sums.counts_E, sums.prob_sum_E, sums.num_tokens),
     }

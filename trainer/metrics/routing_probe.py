@@ -30,6 +30,11 @@ def overlap(chosen_TE: Chosen, reference_TE: Chosen) -> float:
     return float((chosen_TE & reference_TE).sum() / num_pairs) if num_pairs else 1.0
 
 
+def changed(first_T: NDArray[np.int64], reference_T: NDArray[np.int64]) -> float:
+    """Return the share of tokens whose first expert is another than in the reference: 1 - 1 / E at random."""
+    return float((first_T != reference_T).mean())
+
+
 def coactivation(chosen_TE: Chosen) -> NDArray[np.float64]:
     """Return N_ij / N_i, float64 [E, E]: of the tokens of expert i, those that expert j has too; 0 without tokens.
 

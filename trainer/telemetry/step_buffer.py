@@ -35,7 +35,8 @@ class StepRows(NamedTuple):
     """The drained steps on the host: float64 [S] each; `router` is None for a dense model.
 
     groups: float64 [S, groups], norms of the gradients of parts of the model (`trainer.gradient_norms`).
-    ratios: float64 [S, 2 * roles], updates and gradients over the parameters; NaN where they were not measured.
+    ratios: float64 [S, `NUM_RATIOS`], updates and gradients over the parameters by role, then what is measured with
+        them of the experts' gradient; NaN where they were not measured.
     casts: float64 [S, L, operands, counts], what casts of the experts' matmuls lost; None without a narrow precision.
     """
 
@@ -172,7 +173,7 @@ class StepBuffer:
             selection_bias_LE: biases of the selection; None without.
             skipped: bool scalar; None: no step is ever skipped.
             group_norms_G: `trainer.gradient_norms.GroupedNorms.of`; None leaves zeros.
-            ratios_R: updates, then gradients, over the parameters of each role; None: not measured at this step.
+            ratios_R: `UpdateOutcome.ratios_R`; None: not measured at this step.
         """
         row_W = self._rows_SW[self._num_rows - 1]
         row_W[self._first_local].copy_(grad_norm)
@@ -243,6 +244,7 @@ class StepBuffer:
             logit_sq_sum=total("logit_sq_sum"),
             micro_max_violation=micro[..., 0] / self._world.world_size,
             max_logit=maxima[..., STAT_NAMES.index("logit_max") - NUM_SUM_SLOTS],
+            negated_min_logit=maxima[..., STAT_NAMES.index("negated_logit_max") - NUM_SUM_SLOTS],
             bias_range=values[:, self._first_local + 2 : self._first_group],
             num_tokens=self._step_tokens,
             num_dropped=coverage[..., 0],

@@ -118,6 +118,7 @@ def test_statistics_equal_those_of_the_dense_distribution(call: Drawn) -> None:
         "margin_sum": gap,
         "logit_sq_sum": z_TE.square().sum(),
         "logit_max": z_TE.max(),
+        "negated_logit_max": -z_TE.min(),
     }
     expected_S = torch.tensor([float(expected[name]) for name in STAT_NAMES], dtype=torch.float64)
     torch.testing.assert_close(routing.stats.stats_S, expected_S, rtol=1e-4, atol=2e-5)

@@ -35,6 +35,7 @@ def test_two_tokens_worked_by_hand() -> None:
         "margin_sum": (0.25 - 0.125) + (0.4 - 0.2),
         "logit_sq_sum": sum(math.log(value) ** 2 for value in (1, 2, 5, 4, 4, 2)),
         "logit_max": math.log(5),
+        "negated_logit_max": -math.log(1),
     }
     assert dict(zip(STAT_NAMES, routing.stats.stats_S.tolist(), strict=True)) == pytest.approx(expected)
     torch.testing.assert_close(routing.stats.gate_mass_E, torch.tensor([1.0, 1 + 4 / 7, 10 / 7]))

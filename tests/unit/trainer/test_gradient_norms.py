@@ -54,6 +54,32 @@ def test_parameter_without_gradient_counts_as_nothing():
     assert torch.equal(after.groups_G[1 : len(ROLES)], before.groups_G[1 : len(ROLES)])
 
 
+def test_spread_of_the_experts_gradient_is_that_of_all_its_elements():
+    model = tiny_model(model_config(moe=moe_fields(), num_layers=2))
+    norms = GroupedNorms(model, device=torch.device("cpu"))
+    experts = [parameter for name, parameter in model.named_parameters() if ".experts." in name]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    assert experts[0].grad is not None
+    experts[0].grad[0] = 0.0  # an expert that no token reached
+    experts[1].grad = None
+    values = torch.cat([torch.zeros(each.numel()) if each.grad is None else each.grad.flatten() for each in experts])
+    expected = torch.stack([(values == 0).double().mean(), values.double().abs().mean(), values.double().abs().max()])
+    torch.testing.assert_close(norms.expert_spread(), expected, rtol=1e-6, atol=0)
+    for parameter in model.parameters():
+        parameter.grad = None
+    assert norms.expert_spread().tolist() == [1.0, 0.0, 0.0]
+    for parameter in experts:
+        parameter.grad = torch.full_like(parameter, -2.0)
+    assert norms.expert_spread().tolist() == [0.0, 2.0, 2.0]
+
+
+def test_spread_of_a_model_without_experts_is_nothing():
+    norms = GroupedNorms(tiny_model(model_config()), device=torch.device("cpu"))
+    assert norms.expert_spread().tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     config = train_config(num_steps=8, loop={"measure_updates_every_steps": 3, "max_grad_norm": None})
@@ -77,6 +103,13 @@ def test_updates_are_measured_at_their_interval(finished: Finished):
             ratios = table[f"optimizer/{role}_{kind}_ratio"].to_numpy()
             assert np.isfinite(ratios).tolist() == [False, False, True, False, False, True, False, False]
             assert (ratios[[2, 5]] > 0).all()
+    zeros, mean, largest = (
+        table[f"optimizer/expert_grad_{name}"].to_numpy()[[2, 5]] for name in ("zero_fraction", "abs_mean", "abs_max")
+    )
+    assert ((zeros >= 0) & (zeros < 1)).all()
+    assert ((mean > 0) & (mean < largest)).all()
+    norm = table["optimizer/expert_grad_norm"].to_numpy()[[2, 5]]
+    assert (largest <= norm).all()
 
 
 def test_measuring_changes_nothing_else(finished: Finished, tmp_path: Path):

@@ -49,6 +49,7 @@ def sums(counts_E: np.ndarray, *, top_k: int, probs_TE: np.ndarray, logits_TE: n
         logit_sq_sum=(logits_TE**2).sum(),
         micro_max_violation=np.float64(0.0),
         max_logit=logits_TE.max(),
+        negated_min_logit=-logits_TE.min(),
         bias_range=np.float64(0.25),
         num_tokens=len(probs_TE),
         num_dropped=np.float64(0.0),
@@ -164,7 +165,8 @@ def test_undecided_router_has_full_token_entropy_and_no_information():
     assert_allclose(health["router/importance_entropy"], math.log(4))
     assert_allclose(health["router/effective_experts"], 4)
     assert_allclose(health["router/token_entropy_std"], 0, atol=1e-6)
-    assert health["router/logit_rms"] == 0
+    assert health["router/logit_rms"] == health["router/max_abs_logit"] == 0
+    assert_allclose(health["router/load_balancing_loss"], 1)
     assert health["router/mean_load"] == 5
     assert health["router/bias_range"] == 0.25
 
@@ -175,14 +177,18 @@ def test_decided_and_balanced_router_has_full_information_and_no_token_entropy()
     assert_allclose(health["router/token_entropy"], 0, atol=1e-12)
     assert_allclose(health["router/mutual_information"], math.log(4))
     assert_allclose(health["router/margin"], 1)
-    assert health["router/max_logit"] == 10
+    assert health["router/max_logit"] == health["router/max_abs_logit"] == 10
+    assert_allclose(health["router/load_balancing_loss"], 1)
 
 
 def test_decided_router_on_one_expert_has_neither():
     probs_TE = np.eye(4)[np.zeros(12, dtype=int)]
-    health = router_health(sums(np.array([12, 0, 0, 0]), top_k=1, probs_TE=probs_TE, logits_TE=10 * probs_TE))
+    logits_TE = 10 * probs_TE - 15
+    health = router_health(sums(np.array([12, 0, 0, 0]), top_k=1, probs_TE=probs_TE, logits_TE=logits_TE))
+    assert (health["router/max_logit"], health["router/max_abs_logit"]) == (-5, 15)
+    assert_allclose(health["router/load_balancing_loss"], 4)  # E / K
     assert_allclose(health["router/mutual_information"], 0, atol=1e-12)
     assert_allclose(health["router/load_entropy"], 0, atol=1e-12)
     assert_allclose(health["router/importance_entropy"], 0, atol=1e-12)
     assert_allclose(health["router/effective_experts"], 1)
-    assert_allclose(health["router/logit_rms"], 5)
+    assert_allclose(health["router/logit_rms"], math.sqrt((5**2 + 3 * 15**2) / 4))

@@ -123,9 +123,15 @@ def test_metrics_equal_the_obvious_computation(measured, layer: int):
         ),
         "router/margin": np.mean([each[TOP_K - 1] - each[TOP_K] for each in falling]),
         "router/max_logit": logits.max().item(),
+        "router/max_abs_logit": max(abs(z) for z in logits.flatten().tolist()),
         "router/logit_rms": math.sqrt(np.mean(np.square(logits.numpy()))),
         "router/bias_range": 0.0,
         "router/mean_load": len(tokens) * TOP_K / NUM_EXPERTS,
+        "router/load_balancing_loss": NUM_EXPERTS
+        * sum(
+            load / sum(loads) * np.mean([probs[token, expert].item() for token in tokens])
+            for expert, load in enumerate(loads)
+        ),
     }
     assert expected.keys() == found.keys()
     for name, value in expected.items():

@@ -8,6 +8,7 @@ import pytest
 from tests.support.training import STEP_TOKENS, run_training, train_config
 from trainer.metrics.catalog import PROBE_SCALARS
 from trainer.metrics.routing_probe import (
+    changed,
     coactivation,
     largest_coactivation,
     overlap,
@@ -38,6 +39,14 @@ def test_overlap_is_the_share_of_common_experts():
     assert overlap(first, second) == pytest.approx(TOP_K / NUM_EXPERTS, abs=0.02)
     assert overlap(first, first) == 1.0
     assert overlap(np.zeros_like(first), first) == 0.0
+
+
+def test_changed_first_experts_are_counted_by_token():
+    first, second = (np.random.default_rng(seed).integers(0, NUM_EXPERTS, NUM_TOKENS) for seed in (0, 1))
+    assert changed(first, second) == pytest.approx(np.mean([a != b for a, b in zip(first, second, strict=True)]))
+    assert changed(first, second) == pytest.approx(1 - 1 / NUM_EXPERTS, abs=0.02)
+    assert changed(first, first) == 0.0
+    assert changed(first, first + 1) == 1.0
 
 
 def test_coactivation_counts_all_pairs_of_a_token():
@@ -96,6 +105,10 @@ def test_run_records_probes_at_every_evaluation_and_its_saturation(tmp_path: Pat
     assert np.isnan(values["probe/churn"][:2]).all()
     assert (values["probe/churn"][2:] > 0).all()
     assert (values["probe/churn"][2:] < values["probe/churn_uniform"][2:]).all(), "a router changes less than chance"
+    assert np.isnan(values["probe/top1_churn"][:2]).all()
+    assert (values["probe/top1_churn"][2:] > 0).all()
+    assert values["probe/top1_churn"][2:].mean() < 3 / 4
+    np.testing.assert_allclose(values["probe/top1_churn_uniform"], 3 / 4)
     np.testing.assert_allclose(values["probe/specialization_uniform"], 2 / 4)
     np.testing.assert_allclose(values["probe/coactivation_uniform"], 1 / 3)
     for name in ("domain", "vocabulary"):

@@ -66,6 +66,7 @@ def test_step_is_the_sum_of_its_micro_batches():
                 ("top_k_mass_sum", rows.router.top_k_mass_sum),
                 ("margin_sum", rows.router.margin_sum),
                 ("logit_max", rows.router.max_logit),
+                ("negated_logit_max", rows.router.negated_min_logit),
             ):
                 np.testing.assert_allclose(found[step, layer], both.slot(slot).item(), rtol=1e-6)
             np.testing.assert_allclose(rows.router.prob_sum_E[step, layer], both.prob_sum_E.numpy(), rtol=1e-6)
