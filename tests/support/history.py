@@ -140,7 +140,9 @@ def _decisions(history: History) -> Iterator[Violation]:
     proposed = Counter(event.trial_id for event in history.events if event.kind == "trial.proposed")
     for trial_id in proposed.keys() | trials.keys():
         if proposed[trial_id] != 1 or trial_id not in trials:
-            yield Violation("I7", f"trial {trial_id} was proposed {proposed[trial_id]} times, row: {trial_id in trials}")
+            yield Violation(
+                "I7", f"trial {trial_id} was proposed {proposed[trial_id]} times, row: {trial_id in trials}"
+            )
     for event in history.events:
         trial = trials.get(event.trial_id)
         if trial is None:

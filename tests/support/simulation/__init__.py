@@ -1,1 +1,1 @@
-"""A deterministic simulation of everything that drives experiments: processes, messages, clocks, a store, and faults."""
+"""A deterministic simulation of all that drives experiments: processes, messages, clocks, a store, and faults."""

@@ -125,9 +125,7 @@ class _Driver:
             checkpoint = world.read(lambda work: work.checkpoints.newest(trial.id))
             if checkpoint is None or world.disk.checkpoints[checkpoint.folder][2] == "whole":
                 break
-            yield from self.persist(
-                lambda work, id=checkpoint.id: work.checkpoints.discard(id, epoch=self.epoch)
-            )
+            yield from self.persist(lambda work, id=checkpoint.id: work.checkpoints.discard(id, epoch=self.epoch))
         stop_step = None
         if self.spec.synchronous and len(trial.rungs) < len(rules.RUNG_STEPS):
             stop_step = rules.RUNG_STEPS[len(trial.rungs)]

@@ -1,8 +1,8 @@
 """The store's protocol in memory: what its transactions promise, without a database, thousands of times as fast.
 
 The methods are those of `orchestrator.store` that drivers, daemons and the API call, with the same rules: states move
-by `orchestrator.states`, every write of a driver is fenced, an arrival at a rung is decided once. That it answers as the
-store does is tested: the same simulated world over both gives the same trace.
+by `orchestrator.states`, every write of a driver is fenced, an arrival at a rung is decided once. That it answers as
+the store does is tested: the same simulated world over both gives the same trace.
 
 A transaction works on rows that it copies when it changes them, and is applied as a whole or not at all.
 """
@@ -30,9 +30,7 @@ class ModelStore:
 
     def __init__(self, lease_time: Callable[[], LeaseTime]) -> None:
         self.lease_time = lease_time
-        self.tables: dict[str, dict[str, Any]] = {
-            name: {} for name in ("experiments", "trials", "runs", "checkpoints")
-        }
+        self.tables: dict[str, dict[str, Any]] = {name: {} for name in ("experiments", "trials", "runs", "checkpoints")}
         self.log: list[Event] = []
         self.last_id = 0
 
@@ -106,12 +104,16 @@ class ModelWork:
         self.store.last_id += 1
         return f"{prefix}_{self.store.last_id:06d}"
 
-    def say(self, kind: str, data: dict[str, Any], *, of: Any, trial_id: str | None = None, run_id: str | None = None) -> None:
+    def say(
+        self, kind: str, data: dict[str, Any], *, of: Any, trial_id: str | None = None, run_id: str | None = None
+    ) -> None:
         """Appends an event."""
         number = len(self.store.log) + len(self.said) + 1
         self.said.append(Event(number, kind, of, trial_id, run_id, data))
 
-    def move(self, name: str, row: Any, following: Any, *, reason: str = "", note: Mapping[str, Any] = {}, **values: Any) -> Any:  # noqa: B006
+    def move(
+        self, name: str, row: Any, following: Any, *, reason: str = "", note: Mapping[str, Any] = {}, **values: Any
+    ) -> Any:
         """Changes a state, if it may be, and says so."""
         check_transition(row.state, following)
         word = name[:-1]
@@ -184,9 +186,7 @@ class Experiments(_Repository):
     def renew(self, experiment_id: str, *, epoch: int, ttl_s: float) -> ExperimentState:
         row = self._fenced(experiment_id, epoch)
         time = self._work.store.lease_time()
-        self._work.change(
-            "experiments", row.id, lease_until_ms=time.ms + int(ttl_s * 1000), lease_boot_id=time.boot_id
-        )
+        self._work.change("experiments", row.id, lease_until_ms=time.ms + int(ttl_s * 1000), lease_boot_id=time.boot_id)
         return row.state
 
     def release(self, experiment_id: str, *, epoch: int) -> None:
@@ -355,9 +355,7 @@ class Trials(_Repository):
 class Runs(_Repository):
     """Stands for `orchestrator.store.runs.Runs`."""
 
-    def start(
-        self, trial_id: str, *, epoch: int, resume_from: Any = None, stop_at_tokens: int | None = None
-    ) -> Any:
+    def start(self, trial_id: str, *, epoch: int, resume_from: Any = None, stop_at_tokens: int | None = None) -> Any:
         trial = self._work.trials.get(trial_id)
         self._work.experiments.hold(trial.experiment_id, epoch)
         before = self.of_trial(trial_id)
@@ -382,9 +380,7 @@ class Runs(_Repository):
             self._work.move("runs", run, RunState.RUNNING)
         return self.get(run_id)
 
-    def settle(
-        self, run_id: str, *, epoch: int, state: RunState, cause: Cause | None = None, reason: str = ""
-    ) -> Any:
+    def settle(self, run_id: str, *, epoch: int, state: RunState, cause: Cause | None = None, reason: str = "") -> Any:
         run = self.get(run_id)
         self._work.experiments.hold(run.experiment_id, epoch)
         if run.state is state and is_terminal(state):
@@ -487,9 +483,7 @@ class Rungs(_Repository):
 class Checkpoints(_Repository):
     """Stands for `orchestrator.store.checkpoints.Checkpoints`."""
 
-    def commit(
-        self, run_id: str, *, epoch: int, step: int, tokens: int, folder: str, manifest_sha256: str
-    ) -> Any:
+    def commit(self, run_id: str, *, epoch: int, step: int, tokens: int, folder: str, manifest_sha256: str) -> Any:
         run = self._work.runs.hold_live(run_id, epoch)
         for there in self._work.rows("checkpoints"):
             if (there.run_id, there.step) == (run_id, step):
@@ -501,9 +495,7 @@ class Checkpoints(_Repository):
         return row
 
     def newest(self, trial_id: str) -> Any:
-        found = [
-            row for row in self._work.rows("checkpoints") if row.trial_id == trial_id and row.state == "committed"
-        ]
+        found = [row for row in self._work.rows("checkpoints") if row.trial_id == trial_id and row.state == "committed"]
         return max(found, key=lambda row: (row.tokens, row.id), default=None)
 
     def discard(self, checkpoint_id: str, *, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""What the processes of the simulated world do: the protocol of the real ones, with the real `plan`, a step at a time."""
+"""What the processes of the simulated world do: the protocol of the real ones, with the real `plan`, step by step."""
 
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ def _ask(world: World, me: Process, request: Any) -> Generator[None, None, Any]:
             yield
             while me.inbox:
                 asked, answer = me.inbox.popleft()
-                if asked == type(request):
+                if asked is type(request):
                     return answer
 
 

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from orchestrator.store.records import RungDecision, TrialKind
 
-
 Row = TypeVar("Row")
 
 

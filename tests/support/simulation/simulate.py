@@ -102,9 +102,7 @@ def _played(world: World, make_store: MakeStore, setup: _Setup) -> History:
     if not converged:
         left = [(process.kind, process.host) for process in world.processes]
         world.violation("I8", f"not everything was over in time; processes: {left}")
-    return read_history(
-        world.store, after=first_event, accepted=tuple(world.accepted), observed=tuple(world.observed)
-    )
+    return read_history(world.store, after=first_event, accepted=tuple(world.accepted), observed=tuple(world.observed))
 
 
 def _judged(world: World, setup: _Setup, history: History) -> Outcome:
@@ -156,7 +154,7 @@ def _undisturbed_table(num_trials: int) -> list[tuple[Any, ...]]:
 
 
 def _trained(world: World, trials: Any, runs: Any) -> list[Violation]:
-    """I3, I4, I5: every step of a trial once, with the value that it has when nothing breaks; I6: no half checkpoint."""
+    """I3, I4, I5: every step of a trial once, with its value when nothing breaks; I6: no half checkpoint."""
     found: list[Violation] = []
     for trial in trials:
         rate = rules.learning_rate_of(trial)
@@ -184,7 +182,9 @@ def _trained(world: World, trials: Any, runs: Any) -> list[Violation]:
         with world.store.read() as work:
             newest = work.checkpoints.newest(trial.id)
         if newest is not None and world.disk.checkpoints[newest.folder][2] == "partial":
-            found.append(Violation("I6", f"checkpoint {newest.folder} of trial {trial.id} was never written as a whole"))
+            found.append(
+                Violation("I6", f"checkpoint {newest.folder} of trial {trial.id} was never written as a whole")
+            )
     return found
 
 

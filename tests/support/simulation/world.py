@@ -91,7 +91,9 @@ class World:
         """The clock that leases are measured with."""
         return LeaseTime("simulated", self.ms + self.clock_error_ms)
 
-    def spawn(self, kind: str, host: str, body: Callable[[Process], Steps], *, parent: Process | None = None) -> Process:
+    def spawn(
+        self, kind: str, host: str, body: Callable[[Process], Steps], *, parent: Process | None = None
+    ) -> Process:
         """Starts a process."""
         process = Process(kind, host, parent)
         process.steps = body(process)
@@ -226,4 +228,17 @@ class World:
                 self.kill(self.rng.choice(victims))
 
 
-_FAULTS = ("api", "daemon", "daemon", "driver", "driver", "trial", "trial", "ray", "machine", "pause", "clock", "damage")
+_FAULTS = (
+    "api",
+    "daemon",
+    "daemon",
+    "driver",
+    "driver",
+    "trial",
+    "trial",
+    "ray",
+    "machine",
+    "pause",
+    "clock",
+    "damage",
+)

@@ -97,7 +97,9 @@ def terminal_trial_retried(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def generous(self: model.Trials, experiment_id: str) -> tuple[Any, ...]:
         epoch = self._work.experiments.get(experiment_id).epoch
-        ended = [trial for trial in self.history(experiment_id) if trial.state in (TrialState.FAILED, TrialState.PRUNED)]
+        ended = [
+            trial for trial in self.history(experiment_id) if trial.state in (TrialState.FAILED, TrialState.PRUNED)
+        ]
         return (*waiting(self, experiment_id), *(trial for trial in ended if trial.epoch < epoch and not trial.rungs))
 
     def lenient(current: Any, following: Any) -> None:
@@ -126,7 +128,5 @@ def test_checker_objects_to_a_bug_that_is_put_in(
 ) -> None:
     options = bug(monkeypatch)
     assert any(
-        violation.invariant == invariant
-        for seed in range(ENOUGH)
-        for violation in simulate(seed, **options).violations
+        violation.invariant == invariant for seed in range(ENOUGH) for violation in simulate(seed, **options).violations
     )

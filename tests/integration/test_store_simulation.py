@@ -1,0 +1,40 @@
+"""The real store in the simulated world: it keeps I1 to I9, and does in every history what the model of it does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.store.experiments import Experiments
+from orchestrator.store.migrate import upgrade
+from orchestrator.store.session import Database, open_database
+from tests.support.simulation.simulate import MakeStore, simulate
+from tests.support.simulation.world import World
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Iterator[MakeStore]:
+    """Opens one SQLite file for world after world, each with its own clock."""
+    url = f"sqlite:///{tmp_path / 'evenload.db'}"
+    upgrade(url)
+    opened: list[Database] = []
+
+    def make(world: World) -> Database:
+        opened.append(open_database(url, lease_time=world.lease_time))
+        return opened[-1]
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+def test_I1_to_I9_hold_in_the_store_and_its_histories_are_those_of_the_model(make_store: MakeStore) -> None:
+    for seed in range(12):
+        assert simulate(seed, make_store) == simulate(seed)
+
+
+def test_I2_checker_objects_to_a_store_without_fences(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Experiments._lock
+    monkeypatch.setattr(Experiments, "_lock", lambda self, experiment_id, epoch=None: lock(self, experiment_id))
+    found = (violation.invariant for seed in range(100) for violation in simulate(seed, make_store).violations)
+    assert "I2" in found
