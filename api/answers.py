@@ -1,14 +1,17 @@
 """Turns the store's records into wire types."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from api.schemas.experiments import BaselineBest, BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
+from api.schemas.search import SkippedTrials, WarmStartRead
 from api.schemas.trials import CheckpointRead, ForkRead, Progress, RungRead, RunRead, TrialDetail, TrialRead
 from orchestrator.search.grid import num_search_trials
 from orchestrator.search.rungs import rung_tokens
+from orchestrator.search.warm_start import WarmStart
 from orchestrator.spec import ExperimentSpec, Objective
 from orchestrator.states import TrialState, is_terminal
 from orchestrator.store.overview import (
@@ -41,10 +44,21 @@ def experiment_detail(work: Work, record: ExperimentRecord) -> ExperimentDetail:
         description=spec.description,
         document=record.document,
         spec=record.spec,
+        spec_version=record.spec_version,
+        warm_start=None if (warm := work.warm_starts.of_experiment(record.id)) is None else warm_start_read(warm),
         warnings=list(record.warnings),
         rung_tokens=list(rung_tokens(spec)),
         mlflow_url=mlflow_url(work, record.mlflow_experiment_id),
         fork=None if (fork := work.forks.of_experiment(record.id)) is None else fork_read(work, fork),
+    )
+
+
+def warm_start_read(warm: WarmStart) -> WarmStartRead:
+    """A warm start, counted."""
+    return WarmStartRead(
+        num_used=len(warm.trials),
+        used=dict(Counter(trial.experiment_id for trial in warm.trials)),
+        skipped=[SkippedTrials(**vars(skipped)) for skipped in warm.skipped],
     )
 
 
@@ -168,7 +182,7 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
     rows: list[dict[str, Any]] = []
     for record in records:
         spec = ExperimentSpec.model_validate(record.spec)
-        num_trials = num_search_trials(spec) + len(spec.baselines)
+        num_trials = (num_search_trials(spec) + len(spec.baselines)) * spec.replicas
         eta_s = None
         if not is_terminal(record.state):
             eta_s = remaining_s(pace[record.id], num_trials=num_trials, num_proposed=sum(record.trial_counts.values()))
@@ -182,6 +196,7 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
                 "created_at_ms": record.created_at_ms,
                 "finished_at_ms": record.finished_at_ms,
                 "objective": objectives[record.id],
+                "further_objectives": list(spec.further_objectives),
                 "num_trials": num_trials,
                 "trial_counts": TrialCounts(**{state.value: record.trial_counts.get(state, 0) for state in TrialState}),
                 "best": _best(best.get(record.id)),
@@ -214,6 +229,9 @@ def _trial_fields(record: TrialRecord, newest: NewestRun | None) -> dict[str, An
         "kind": record.kind.value,
         "label": record.label,
         "batch": record.batch,
+        "point": record.point,
+        "replica": record.replica,
+        "parent_trial_id": record.parent_trial_id,
         "state": record.state,
         "cause": record.cause,
         "reason": record.reason,
@@ -221,6 +239,9 @@ def _trial_fields(record: TrialRecord, newest: NewestRun | None) -> dict[str, An
         "params": record.params,
         "objective": record.objective,
         "objective_tokens": record.objective_tokens,
+        "further_values": record.further_values,
+        "veto": record.veto,
+        "spec_version": record.spec_version,
         "progress": None if newest is None else _progress(newest.progress),
         "summary": _summary(record.summary),
         "rungs": [

@@ -10,7 +10,19 @@ from api import problems, webui
 from api.auth import authenticate
 from api.catalog import version
 from api.gate import Gate
-from api.routes import catalog, events, experiments, forks, health, implicated, series, services, session, trials
+from api.routes import (
+    catalog,
+    events,
+    experiments,
+    forks,
+    health,
+    implicated,
+    search,
+    series,
+    services,
+    session,
+    trials,
+)
 from api.settings import Settings
 from orchestrator.store.session import Database, open_database
 
@@ -39,7 +51,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(session.router, prefix="/v1")
     # Everything else asks for a token, whatever is added to these routers later.
-    for module in (experiments, trials, forks, series, implicated, events, catalog, services):
+    for module in (experiments, search, trials, forks, series, implicated, events, catalog, services):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(authenticate)])
     webui.install(app, settings.webui)
     # Added last, so outermost: the gate sees every request first.

@@ -9,11 +9,15 @@ from api.schemas.comparison import (
     ComparisonRow,
     DomainInformation,
     DomainScore,
+    PairedDifference,
+    PointRow,
     SeedNoise,
 )
 from orchestrator.search.rank import RankedTrial, compare
+from orchestrator.search.replicates import PointResult, results_by_point
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
+from orchestrator.store.records import TrialKind
 from orchestrator.store.work import Work
 
 
@@ -21,18 +25,41 @@ def comparison(work: Work, experiment_id: str) -> Comparison:
     """The trials of an experiment side by side; raises NotFound."""
     record = work.experiments.get(experiment_id)
     spec = ExperimentSpec.model_validate(record.spec)
-    found = compare(spec, work.trials.history(experiment_id))
+    trials = work.trials.history(experiment_id)
+    found = compare(spec, trials)
     baselines = [row for row in found.rows if row.kind == "baseline" and row.state is TrialState.COMPLETED]
     first = min(baselines, key=lambda row: row.number, default=None)
     return Comparison(
         experiment_id=record.id,
         objective=spec.objective,
+        further_objectives=list(spec.further_objectives),
         contract=found.contract,
         baseline_trial_id=None if first is None else first.trial_id,
         domains=list(found.domains),
         noise=None if found.noise is None else SeedNoise.model_validate(asdict(found.noise)),
         rows=[_row(row, None if first is None else first.trial_id) for row in found.rows],
+        points=[_point(result) for result in results_by_point(spec, trials)],
         caveats=list(found.caveats),
+    )
+
+
+def _point(result: PointResult) -> PointRow:
+    return PointRow(
+        rank=result.rank,
+        point=result.point,
+        kind="baseline" if result.kind is TrialKind.BASELINE else "search",
+        label=result.label,
+        params=result.params,
+        trial_ids=list(result.trial_ids),
+        num_completed=result.num_completed,
+        num_failed=result.num_failed,
+        num_open=result.num_open,
+        mean=result.mean,
+        standard_deviation=result.standard_deviation,
+        low=result.low,
+        high=result.high,
+        differences=[PairedDifference.model_validate(asdict(one)) for one in result.differences],
+        violations=list(result.violations),
     )
 
 
@@ -56,6 +83,9 @@ def _row(row: RankedTrial, baseline_trial_id: str | None) -> ComparisonRow:
         difference_to_baseline=to_first[0] if to_first else None,
         differences=[BaselineDifference.model_validate(asdict(one)) for one in row.differences],
         violations=list(row.violations),
+        further_values=row.further_values,
+        veto=row.veto,
+        on_front=row.on_front,
         final_loss=summary.get("final_loss"),
         domains=[DomainScore.model_validate(asdict(one)) for one in row.domains],
         total_parameters=row.total_parameters,

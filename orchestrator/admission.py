@@ -9,12 +9,14 @@ from typing import Any
 
 from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
-from orchestrator.objective import LastValue, ValueAt
+from orchestrator.objective import START, WORST, LastValue, ValueAt
 from orchestrator.parsing import parse_spec, suggestion
-from orchestrator.schedulers import ASHAScheduler, NoScheduler
+from orchestrator.samplers import CMAESSampler
+from orchestrator.schedulers import NoScheduler
 from orchestrator.screening import MAX_PROBLEMS, pointer, screen, shown
 from orchestrator.search.admission import point_problems, search_problems
 from orchestrator.search.matches import BaselineMatch
+from orchestrator.search.scheduling import replica_problems, scheduler_problems
 from orchestrator.search.space import baseline_config, baseline_twin, path_problem, worker_problem
 from orchestrator.search.trial_points import check_domains, check_points
 from orchestrator.spec import ExperimentSpec
@@ -22,8 +24,6 @@ from trainer.config import TrainConfig
 from trainer.config.routers import LearnedRouterSection
 from trainer.model.size import memory_estimate
 
-MAX_RUNGS = 200
-"""Most rungs at equal intervals."""
 MAX_RESIDUAL = 0.01
 """Share by which a matched baseline may miss what the base has without a warning."""
 
@@ -61,9 +61,11 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     warnings: list[str] = []
     problems += _space_problems(spec)
     problems += search_problems(spec, warnings)
-    problems += _objective_problems(spec, "/objective/domain", spec.base)
+    problems += _objective_problems(spec, spec.base)
+    problems += _several_objectives_problems(spec, warnings)
     problems += _reduction_problems(spec, warnings)
-    problems += _scheduler_problems(spec, warnings)
+    problems += scheduler_problems(spec, warnings)
+    problems += replica_problems(spec)
     problems += _resource_problems(spec, capacity)
     problems += _baseline_problems(spec, capacity, warnings)
     problems += _memory_problems(spec.base, capacity, "/base/model")
@@ -122,92 +124,109 @@ def _router_warnings(base: TrainConfig) -> list[str]:
     ]
 
 
-def _objective_problems(spec: ExperimentSpec, at: str, config: TrainConfig) -> list[SpecProblem]:
-    domain = spec.objective.domain
-    if domain == "all" or domain in config.data.mixture:
-        return []
+def _objective_problems(spec: ExperimentSpec, config: TrainConfig, at: str | None = None) -> list[SpecProblem]:
+    """Corpora that objectives and their limits name and that `config` does not have.
+
+    Args:
+        at: where to say so; by default at each of them.
+    """
+    named = [("/objective/domain", spec.objective.domain)]
+    named += [(f"/further_objectives/{index}/domain", one.domain) for index, one in enumerate(spec.further_objectives)]
+    named += [
+        (f"/objective/constraints/{index}/domain", one.domain)
+        for index, one in enumerate(spec.objective.constraints)
+        if one.domain != WORST
+    ]
     names = ("all", *config.data.mixture)
     return [
         SpecProblem(
-            pointer=at,
+            pointer=place if at is None else at,
             code="unknown_domain",
-            message=f"objective.domain={domain[:80]!r} is not in the mixture{suggestion(domain, names)}",
+            message=f"{place[1:].replace('/', '.')}={domain[:80]!r} is not in the mixture{suggestion(domain, names)}",
             given=shown(domain),
             allowed=", ".join(names),
         )
+        for place, domain in named
+        if domain not in names
     ]
+
+
+def _several_objectives_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
+    """What does not go with several objectives, and limits relative to what is not there."""
+    found: list[SpecProblem] = []
+    names = [baseline.name for baseline in spec.baselines]
+    for index, constraint in enumerate(spec.objective.constraints):
+        reference = constraint.relative_to
+        if reference not in (None, START, *names):
+            found.append(
+                SpecProblem(
+                    pointer=f"/objective/constraints/{index}/relative_to",
+                    code="unknown_baseline",
+                    message=f"there is no baseline named {reference[:80]!r}{suggestion(reference, names)}",
+                    given=shown(reference),
+                    allowed=", ".join((START, *names)),
+                )
+            )
+    if not spec.further_objectives:
+        return found
+    objectives = (spec.objective, *spec.further_objectives)
+    seen: list[tuple[str, str, str]] = []
+    for index, objective in enumerate(objectives):
+        same = (objective.metric, objective.domain, objective.value.model_dump_json())
+        if same in seen:
+            found.append(
+                SpecProblem(
+                    pointer=f"/further_objectives/{index - 1}/metric",
+                    code="repeated",
+                    message=f"{objective.metric} of {objective.domain!r} is an objective already; leave it out",
+                    given=objective.metric,
+                )
+            )
+        seen.append(same)
+    if isinstance(spec.sampler, CMAESSampler):
+        found.append(
+            SpecProblem(
+                pointer="/sampler/kind",
+                code="one_objective_only",
+                message="cmaes adapts to one objective, and there are further_objectives; use tpe, gp, nsga2 or nsga3",
+                given=spec.sampler.kind,
+                allowed="random, grid, brute_force, qmc, tpe, gp, nsga2, nsga3",
+            )
+        )
+    if not isinstance(spec.scheduler, NoScheduler):
+        warnings.append(
+            f"the {spec.scheduler.kind} scheduler judges by the first objective, {spec.objective.metric}, alone: "
+            "trials that would be on the Pareto front for another one may be stopped"
+        )
+    return found
 
 
 def _reduction_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
-    value, loop = spec.objective.value, spec.base.loop
-    if isinstance(value, ValueAt) and value.tokens > loop.budget_tokens:
-        limit = f"at most base.loop.budget_tokens={loop.budget_tokens}"
-        return [
-            SpecProblem(
-                pointer="/objective/value/tokens",
-                code="out_of_range",
-                message=f"tokens={value.tokens} has to be {limit}",
-                given=value.tokens,
-                allowed=limit,
+    loop = spec.base.loop
+    found: list[SpecProblem] = []
+    between: list[str] = []
+    objectives = [("objective", spec.objective.value)]
+    objectives += [(f"further_objectives.{index}", one.value) for index, one in enumerate(spec.further_objectives)]
+    for name, value in objectives:
+        if isinstance(value, ValueAt) and value.tokens > loop.budget_tokens:
+            limit = f"at most base.loop.budget_tokens={loop.budget_tokens}"
+            found.append(
+                SpecProblem(
+                    pointer=f"/{name.replace('.', '/')}/value/tokens",
+                    code="out_of_range",
+                    message=f"tokens={value.tokens} has to be {limit}",
+                    given=value.tokens,
+                    allowed=limit,
+                )
             )
-        ]
-    if not isinstance(value, LastValue) and loop.evaluate_every_tokens is None:
+        elif not isinstance(value, LastValue) and loop.evaluate_every_tokens is None:
+            between.append(f"{name}.value is {value.kind!r}")
+    if between:
         warnings.append(
-            f"objective.value is {value.kind!r}, and base.loop.evaluate_every_tokens is not set, so trials are "
+            f"{', '.join(between)}, and base.loop.evaluate_every_tokens is not set, so trials are "
             "evaluated only before the first step, at rungs and at the end"
         )
-    return []
-
-
-def _scheduler_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
-    scheduler, base = spec.scheduler, spec.base
-    if isinstance(scheduler, NoScheduler):
-        return []
-    if spec.synchronous and not isinstance(scheduler, ASHAScheduler):
-        return [
-            SpecProblem(
-                pointer="/scheduler/kind",
-                code="not_synchronous",
-                message=f"the {scheduler.kind} scheduler decides on each trial as it arrives, and a synchronous "
-                "experiment on whole batches; use asha, which is successive halving there, or synchronous: false",
-                given=scheduler.kind,
-                allowed="none, asha",
-            )
-        ]
-    budget, step_tokens = base.loop.budget_tokens, base.step_tokens
-    interval = getattr(scheduler, "interval_tokens", None)
-    num_rungs = 0 if interval is None else max(0, budget - scheduler.min_tokens) // interval
-    if scheduler.min_tokens >= budget:
-        limit = f"less than base.loop.budget_tokens={budget}"
-    elif scheduler.min_tokens < step_tokens:
-        limit = f"at least the {step_tokens} tokens of one step"
-    elif num_rungs > MAX_RUNGS:
-        return [
-            SpecProblem(
-                pointer="/scheduler/interval_tokens",
-                code="out_of_range",
-                message=f"there would be {num_rungs} rungs, each with an evaluation and a checkpoint; make "
-                "interval_tokens larger",
-                given=num_rungs,
-                allowed=f"at most {MAX_RUNGS} rungs",
-            )
-        ]
-    else:
-        if isinstance(scheduler, ASHAScheduler) and spec.synchronous and spec.batch_size < scheduler.reduction_factor:
-            warnings.append(
-                f"batch_size={spec.batch_size} is below reduction_factor={scheduler.reduction_factor}, so every rung "
-                "leaves one trial of each batch"
-            )
-        return []
-    return [
-        SpecProblem(
-            pointer="/scheduler/min_tokens",
-            code="out_of_range",
-            message=f"min_tokens={scheduler.min_tokens} has to be {limit}",
-            given=scheduler.min_tokens,
-            allowed=limit,
-        )
-    ]
+    return found
 
 
 def _resource_problems(spec: ExperimentSpec, capacity: Capacity | None) -> list[SpecProblem]:
@@ -288,7 +307,7 @@ def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None, warnings
             continue
         if twin is not None and abs(twin.residual) > MAX_RESIDUAL:
             warnings.append(BaselineMatch(baseline.name, twin).sentence)
-        found += _objective_problems(spec, pointer((*place, "set")), config)
+        found += _objective_problems(spec, config, pointer((*place, "set")))
         if "start.path" in baseline.set or "start" in baseline.set:
             found += _start_problems(config, pointer((*place, "set")))
         found += _memory_problems(config, capacity, pointer((*place, decisive)))

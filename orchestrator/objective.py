@@ -38,22 +38,48 @@ class ValueAt(Section):
 Reduction = Annotated[LastValue | BestValue | MeanValue | ValueAt, Field(discriminator="kind")]
 
 
-class OutcomeConstraint(Section):
-    """A limit on a figure of the finished run. A trial beyond it ranks behind all that keep to theirs."""
+EvaluationMetric = Literal["eval/bits_per_byte", "eval/loss"]
+"""Held-out figures: measured again and again, so reduced to one value."""
+FigureMetric = Literal[
+    "router/max_violation",
+    "router/token_entropy",
+    "router/load_entropy",
+    "router/dead_fraction",
+    "final_loss",
+    "num_spikes",
+    "tokens_per_s",
+    "training_duration_s",
+    "flops_per_token",
+    "active_parameters",
+    "total_parameters",
+]
+"""One figure of a finished run. Of the router: the worst layer over the last 10 % of the steps, as the comparison shows
+it."""
+START = "start"
+"""What `relative_to` calls the run's own evaluation before its first step."""
+WORST = "worst"
+"""What a constraint's `domain` calls the corpus that is furthest beyond the limit."""
 
-    metric: Literal[
-        "router/max_violation",
-        "router/token_entropy",
-        "router/load_entropy",
-        "router/dead_fraction",
-        "final_loss",
-        "num_spikes",
-        "tokens_per_s",
-        "training_duration_s",
-    ]
-    """Of the router: the worst layer over the last 10 % of the steps, as the comparison shows it."""
+
+class OutcomeConstraint(Section):
+    """A limit on a figure of the finished run. The samplers are told by how much a trial is beyond it.
+
+    A trial beyond it ranks behind all that keep to theirs; with `veto` it does not rank at all.
+    """
+
+    metric: FigureMetric | Literal["eval/bits_per_byte"]
+    """`eval/bits_per_byte`: at the end of the run, of `domain`."""
     at_most: float | None = None
     at_least: float | None = None
+    domain: str = "all"
+    """Of `eval/bits_per_byte`: a corpus of the mixture, `all` for the mean, `worst` for the corpus furthest beyond the
+    limit."""
+    relative_to: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+    """Of `eval/bits_per_byte`: the limit is on how much it is above that of the baseline of this name, or above the
+    run's own before its first step (`start`): how much capability was lost. While the baseline has no result, the limit
+    says nothing."""
+    veto: bool = False
+    """A trial beyond the limit cannot win: it has no rank, is nobody's best, and is not on the Pareto front."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> "OutcomeConstraint":
@@ -61,13 +87,16 @@ class OutcomeConstraint(Section):
             raise ValueError(
                 f"at_most={self.at_most} and at_least={self.at_least}: give one of them; two limits are two constraints"
             )
+        if self.metric != "eval/bits_per_byte" and (self.domain != "all" or self.relative_to is not None):
+            given = f"domain={self.domain}" if self.domain != "all" else f"relative_to={self.relative_to}"
+            raise ValueError(f"{given} goes with metric eval/bits_per_byte only, not with {self.metric}; leave it out")
         return self
 
 
 class Objective(Section):
     """What the search optimises: an evaluation metric."""
 
-    metric: Literal["eval/bits_per_byte", "eval/loss"] = "eval/bits_per_byte"
+    metric: EvaluationMetric = "eval/bits_per_byte"
     domain: str = "all"
     """A corpus of the mixture, or `all` for the mean over its corpora."""
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -75,3 +104,24 @@ class Objective(Section):
     """Which of a trial's evaluations count, at its end and at each rung."""
     constraints: Annotated[tuple[OutcomeConstraint, ...], Field(max_length=20)] = ()
     """Limits that the sampler is told of and the ranking heeds."""
+
+
+class FurtherObjective(Section):
+    """Another objective beside the first: the search looks for trials that are best in none at the cost of another.
+
+    Early stopping, the checkpoints that are kept and the list of experiments go by the first objective alone.
+    """
+
+    metric: EvaluationMetric | FigureMetric
+    domain: str = "all"
+    """Of an evaluation metric: a corpus of the mixture, or `all` for the mean over its corpora."""
+    direction: Literal["minimize", "maximize"]
+    value: Reduction = LastValue()
+    """Of an evaluation metric: which of a trial's evaluations count. The others have one figure per run."""
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> "FurtherObjective":
+        if not self.metric.startswith("eval/") and (self.domain != "all" or not isinstance(self.value, LastValue)):
+            given = f"domain={self.domain}" if self.domain != "all" else f"value.kind={self.value.kind}"
+            raise ValueError(f"{given} goes with an eval/ metric only, not with {self.metric}; leave it out")
+        return self

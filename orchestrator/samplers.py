@@ -86,7 +86,29 @@ class NSGA2Sampler(Section):
     """Completed trials of a generation; the first one is drawn at random."""
 
 
+class NSGA3Sampler(Section):
+    """NSGA-II for many objectives: of a front that does not fit, those near sparsely taken reference directions stay.
+
+    Parameters inside of options are drawn at random. Source: Deb and Jain 2014, IEEE Transactions on Evolutionary
+    Computation 18(4); as implemented by Optuna.
+    """
+
+    kind: Literal["nsga3"] = "nsga3"
+    population_size: int = Field(default=50, ge=2, le=10_000)
+    """Completed trials of a generation; the first one is drawn at random."""
+    num_divisions: int = Field(default=3, ge=1, le=100)
+    """Parts of each axis between reference points: H divisions make C(M+H-1, H) points for M objectives."""
+
+
 SamplerConfig = Annotated[
-    RandomSampler | GridSampler | TPESampler | QMCSampler | GPSampler | CMAESSampler | NSGA2Sampler | BruteForceSampler,
+    RandomSampler
+    | GridSampler
+    | TPESampler
+    | QMCSampler
+    | GPSampler
+    | CMAESSampler
+    | NSGA2Sampler
+    | NSGA3Sampler
+    | BruteForceSampler,
     Field(discriminator="kind"),
 ]

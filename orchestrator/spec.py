@@ -5,13 +5,13 @@ optimise, how to search, when to stop, with which resources. No URIs, environmen
 weights to start from, which is relative to the home and confined to it: everything is chosen by name.
 """
 
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from orchestrator.objective import Objective
+from orchestrator.objective import FurtherObjective, Objective
 from orchestrator.samplers import RandomSampler, SamplerConfig
 from orchestrator.schedulers import NoScheduler, SchedulerConfig
 from trainer.config import TrainConfig
@@ -159,6 +159,8 @@ class Resources(Section):
     """Data-parallel workers (ranks) of one trial."""
     cpus_per_worker: float = Field(default=1.0, gt=0, le=1024)
     gpus_per_worker: float = Field(default=0.0, ge=0, le=16)
+    memory_gib_per_worker: float | None = Field(default=None, gt=0, le=65536)
+    """Of the host. Null: what the base takes in closed form; nothing for workers with a GPU."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "Resources":
@@ -185,8 +187,11 @@ class KeptCheckpoints(Section):
 
 
 class Tracking(Section):
-    """Where telemetry goes besides MLflow."""
+    """Where telemetry goes besides the runs' folders, which have all of it."""
 
+    mlflow_points: Annotated[int, Field(ge=1)] | Literal["all"] = 500
+    """At how many of a trial's steps, evenly spread, MLflow gets the scalars; the router's metrics at a fifth of them.
+    `all`: every step, about 230 bytes of MLflow's database per metric and step. See docs/mlflow.md."""
     tensorboard: bool = False
     """Write TensorBoard event files into the runs' folders: `tensorboard --logdir <home>/experiments/<id>`."""
 
@@ -209,6 +214,10 @@ class ExperimentSpec(Section):
     leaves out is drawn at random."""
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=100)] = ()
     objective: Objective = Objective()
+    further_objectives: Annotated[tuple[FurtherObjective, ...], Field(max_length=7)] = ()
+    """What else the search optimises: with any, it looks for a Pareto front, see docs/search.md."""
+    warm_start: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=32)], ...], Field(max_length=20)] = ()
+    """Ids of experiments whose ended trials the sampler learns from, where they lie in this space."""
     sampler: SamplerConfig = RandomSampler()
     scheduler: SchedulerConfig = NoScheduler()
     num_trials: int | None = Field(default=None, ge=1, le=100_000)
@@ -221,10 +230,16 @@ class ExperimentSpec(Section):
     function of the spec alone, whatever was killed or how fast each trial ran."""
     batch_size: int = Field(default=4, ge=1, le=1000)
     """Trials per batch of a synchronous experiment."""
+    replicas: int = Field(default=1, ge=1, le=100)
+    """Trials per point and per baseline, which differ in their seed only: sampler, scheduler and comparison go by the
+    point. `num_trials`, `batch_size` and `enqueue` count points then. Every point has the same seeds: `base.seed`, and
+    others derived from it."""
     resources: Resources = Resources()
     keep_checkpoints: KeptCheckpoints = KeptCheckpoints()
     max_retries: int = Field(default=3, ge=0, le=100)
     """How often a trial whose process or node was lost is tried again."""
     tracking: Tracking = Tracking()
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Free places of the cluster go to the experiment with the highest first; it can be changed while it runs."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds the sampler. The trials' own seed is `base.seed`."""

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from api.schemas.wire import Answer, Scalar
-from orchestrator.spec import Objective
+from orchestrator.objective import FurtherObjective, Objective
 from orchestrator.states import Cause, TrialState
 
 
@@ -66,6 +66,12 @@ class ComparisonRow(Answer):
     """To every completed baseline but itself."""
     violations: list[str]
     """The limits of the objective that the trial is beyond, with its figures; such trials rank behind the others."""
+    further_values: list[float | None] | None
+    """A value per further objective; null if there are none, or the trial did not complete."""
+    veto: str | None
+    """The limit with a veto that the trial is beyond: it has no rank."""
+    on_front: bool | None
+    """Of ranked trials with several objectives: whether it is on the Pareto front."""
     final_loss: float | None
     domains: list[DomainScore]
     total_parameters: int | None
@@ -84,11 +90,54 @@ class ComparisonRow(Answer):
     domain_information: DomainInformation | None
 
 
+class PairedDifference(Answer):
+    """A point's objective minus that of a baseline, seed by seed, over the seeds that both completed."""
+
+    baseline_point: int
+    baseline_label: str
+    num_pairs: int
+    value: float
+    """Mean of the differences."""
+    low: float | None
+    """95 % interval of the mean (Student's t); null of fewer than two pairs."""
+    high: float | None
+    within_noise: bool | None
+    """Whether the interval has 0 in it: seeds alone can explain the difference. Null without an interval."""
+
+
+class PointRow(Answer):
+    """One configuration, tried with several seeds."""
+
+    rank: int | None
+    """1 is best, by the mean; null while a seed has not ended, and where none completed. Points some of whose seeds
+    failed rank behind those with all of them."""
+    point: int
+    """0-based order, baselines first."""
+    kind: Literal["search", "baseline"]
+    label: str | None
+    params: dict[str, Scalar]
+    trial_ids: list[str]
+    """By seed."""
+    num_completed: int
+    num_failed: int
+    num_open: int
+    mean: float | None
+    """Of the objective, over the completed trials."""
+    standard_deviation: float | None
+    low: float | None
+    """95 % interval of the mean (Student's t); null of fewer than two."""
+    high: float | None
+    differences: list[PairedDifference]
+    """To every baseline but itself that completed with one of its seeds."""
+    violations: list[str]
+
+
 class Comparison(Answer):
     """All trials side by side, best first."""
 
     experiment_id: str
     objective: Objective
+    further_objectives: list[FurtherObjective]
     contract: str
     """What is held equal between the trials, in words."""
     baseline_trial_id: str | None
@@ -97,5 +146,7 @@ class Comparison(Answer):
     noise: SeedNoise | None
     """Null if no two completed trials differ in their seed only."""
     rows: list[ComparisonRow]
+    points: list[PointRow]
+    """By configuration, where each was tried with several seeds (`replicas`), best first; else empty."""
     caveats: list[str]
     """What the comparison does not show."""

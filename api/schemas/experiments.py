@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from api.schemas.search import WarmStartRead
 from api.schemas.trials import ForkRead
 from api.schemas.wire import Answer, EpochMs, Scalar, shown_as
-from orchestrator.spec import Objective
+from orchestrator.objective import FurtherObjective, Objective
 from orchestrator.states import ExperimentState
 
 
@@ -53,6 +54,8 @@ class ExperimentSummary(Answer):
     created_at_ms: EpochMs
     finished_at_ms: EpochMs | None
     objective: Objective
+    further_objectives: list[FurtherObjective]
+    """What else is optimised; `best` goes by `objective` alone."""
     num_trials: int
     """Trials of the search plus baselines, as planned."""
     trial_counts: TrialCounts
@@ -75,6 +78,10 @@ class ExperimentDetail(ExperimentSummary):
     """What the user sent."""
     spec: dict[str, Any] = Field(json_schema_extra=shown_as("ExperimentSpec"))
     """The normalised spec with all defaults."""
+    spec_version: int
+    """How often the experiment was extended."""
+    warm_start: WarmStartRead | None
+    """What the search learned from other experiments; null if it was given nothing."""
     warnings: list[str]
     rung_tokens: list[int]
     """Training tokens at which the scheduler decides; empty without one."""

@@ -41,7 +41,7 @@ class RungRead(Answer):
     value: float | None
     """The objective; null if it was not finite."""
     decision: Literal["continue", "stop"] | None
-    """Null while a synchronous batch is incomplete."""
+    """Null while the trial waits there: for its batch, its point's other seeds, its population, or a promotion."""
     explanation: str | None
     at_ms: EpochMs
 
@@ -58,6 +58,12 @@ class TrialRead(Answer):
     """A baseline's name."""
     batch: int | None
     """Batch of a synchronous experiment."""
+    point: int | None
+    """Where points are tried with several seeds: which one, baselines first; else null."""
+    replica: int | None
+    """Which of its point's seeds it has, from 0."""
+    parent_trial_id: str | None
+    """The trial of this experiment that it goes on from (population-based training)."""
     state: TrialState
     cause: Cause | None
     reason: str
@@ -67,6 +73,12 @@ class TrialRead(Answer):
     objective: float | None
     """Of a completed trial; of a pruned one at its last rung."""
     objective_tokens: int | None
+    further_values: list[float | None] | None
+    """Of a completed trial: a value per further objective. Null if there are none."""
+    veto: str | None
+    """The limit with a veto that the trial is beyond, with its figure: it cannot win."""
+    spec_version: int
+    """Which version of the spec it was proposed under."""
     progress: Progress | None
     """Of its newest run."""
     summary: RunSummary | None

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import home as layout
+from orchestrator.allocation import Verdict
 from orchestrator.errors import EvenloadError
 from orchestrator.execution import cluster, processes
+from orchestrator.execution.analyst import Analyst
 from orchestrator.execution.driver import pid_file
 from orchestrator.execution.plan import (
     Action,
@@ -29,6 +31,7 @@ from orchestrator.execution.plan import (
     ExperimentView,
     GiveUp,
     Launch,
+    Pause,
     StartService,
     plan,
 )
@@ -116,6 +119,7 @@ class Daemon:
         self._root = root
         self._database = open_database(database_url(root))
         self._services = Services(self._database, root, num_cpus=num_cpus)
+        self._analyst = Analyst(self._database, root)
         self._launches: dict[str, _Launches] = {}
         self._beaten_at = 0.0
         self._warm_up: subprocess.Popen[bytes] | None = None
@@ -138,6 +142,7 @@ class Daemon:
             self._services.check()
             for action in plan(self._services.views(), self._experiments()):
                 self._act(action)
+            self._analyst.check()
             beat = time.monotonic() - self._beaten_at > _BEAT_INTERVAL_S
             if beat:
                 self._beaten_at = time.monotonic()
@@ -160,6 +165,7 @@ class Daemon:
         if self._warm_up is not None and self._warm_up.poll() is None:
             self._warm_up.kill()
             self._warm_up.wait()
+        self._analyst.stop()
         self._reap()
         self._services.finish()
         self._report("stopped")
@@ -171,14 +177,20 @@ class Daemon:
             claimable = set(work.experiments.claimable())
             records = [record for state in _UNSETTLED for record in work.experiments.list(limit=200, state=state).items]
             progress = {record.id: _progress(work, record) for record in records}
+            verdicts = work.queue.standings().verdicts
         unsettled = {record.id for record in records}
         self._launches = {
             id: launches for id, launches in self._launches.items() if id in unsettled or launches.child is not None
         }
         # Oldest first: they wait the longest.
-        return [self._view(record, record.id in claimable, progress[record.id]) for record in reversed(records)]
+        return [
+            self._view(record, record.id in claimable, progress[record.id], verdicts.get(record.id))
+            for record in reversed(records)
+        ]
 
-    def _view(self, record: ExperimentRecord, is_claimable: bool, progress: tuple[int, int]) -> ExperimentView:
+    def _view(
+        self, record: ExperimentRecord, is_claimable: bool, progress: tuple[int, int], verdict: Verdict | None
+    ) -> ExperimentView:
         launches = self._launches.setdefault(record.id, _Launches())
         if progress != launches.progress:
             launches.progress, launches.num_fruitless = progress, 0
@@ -195,6 +207,8 @@ class Daemon:
             state=record.state,
             epoch=record.epoch,
             has_live_lease=not is_claimable,
+            # What never fits gets a driver, which says so and fails it.
+            is_admitted=verdict is None or verdict.num_starts > 0 or verdict.never,
             driver=driver,
             num_fruitless=launches.num_fruitless,
             since_launch_s=None if launches.at is None else time.monotonic() - launches.at,
@@ -214,6 +228,8 @@ class Daemon:
                 self._launch(action.experiment_id, epoch)
         elif isinstance(action, Cancel):
             self._settle(action, ExperimentState.CANCELLED, "cancelled by the user")
+        elif isinstance(action, Pause):
+            self._settle(action, ExperimentState.PAUSED, "paused by the user")
         else:
             self._settle(action, ExperimentState.FAILED, action.reason)
 
@@ -228,12 +244,17 @@ class Daemon:
             environment=cluster.ray_environment(self._root) | {"EVENLOAD_HOME": str(self._root)},
         )
 
-    def _settle(self, action: Cancel | GiveUp, state: ExperimentState, reason: str) -> None:
+    def _settle(self, action: Cancel | Pause | GiveUp, state: ExperimentState, reason: str) -> None:
         epoch = self._claim(action.experiment_id, release=action.release)
-        if epoch is not None:
-            self._database.run(
-                lambda work: work.experiments.settle(action.experiment_id, epoch=epoch, state=state, reason=reason)
-            )
+        if epoch is None:
+            return
+
+        def change(work: Work) -> None:
+            if state is ExperimentState.PAUSED:
+                work.trials.lose_runs(action.experiment_id, epoch=epoch, reason=reason, counts=False)
+            work.experiments.settle(action.experiment_id, epoch=epoch, state=state, reason=reason)
+
+        self._database.run(change)
 
     def _claim(self, experiment_id: str, *, release: bool) -> int | None:
         def change(work: Work) -> int | None:

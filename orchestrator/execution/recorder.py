@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.objective import LastValue
-from orchestrator.search.outcome import reduced
-from orchestrator.search.stop import decide
+from orchestrator.objective import FurtherObjective, LastValue, Objective
+from orchestrator.search.outcome import figure_of, reduced, references, veto
+from orchestrator.search.waiting import on_arrival, waiting_reason
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, RunState, TrialState
 from orchestrator.store.records import RungDecision, RunRecord, TrialKind, TrialRecord
@@ -41,8 +41,8 @@ class Recorder:
         """Records a report and returns whether the run goes on.
 
         A run that a rule of its config stopped is pruned, and its trial with it, with the rule as the reason. Any other
-        run of kind `stopped` that was not asked to is a segment of a synchronous experiment: the run is completed, its
-        trial goes on once its batch is decided.
+        run of kind `stopped` that was not asked to ended at a rung: the run is completed, and its trial waits there for
+        a decision.
 
         Raises:
             Fenced: the run is not live any more.
@@ -69,11 +69,7 @@ class Recorder:
                 rung=report.rung,
                 tokens=report.tokens,
                 value=self._objective(work, trial.id, report)[0],
-                decide=None
-                if self.spec.synchronous
-                else lambda value, earlier: decide(
-                    self.spec, report.rung or 0, value, earlier, number=trial.number, own=trial.rungs
-                ),
+                decide=lambda value, earlier: on_arrival(self.spec, trial, report.rung or 0, value, earlier),
             )
             if rung.decision is RungDecision.STOP:
                 self._end_run(work, run, RunState.PRUNED, cause=self._scheduled(), reason=rung.explanation or "")
@@ -89,7 +85,9 @@ class Recorder:
                 objective=objective,
                 objective_tokens=objective_tokens,
                 summary=None if report.summary is None else report.summary.model_dump(mode="json"),
+                further_values=self._further_values(work, trial.id, report),
             )
+            self._record_vetoes(work)
         elif report.kind == "stopped" and report.cause == "stop_rule":
             reason = report.message or "no message"
             self._end_run(work, run, RunState.PRUNED, cause=Cause.STOP_RULE, reason=reason)
@@ -105,6 +103,7 @@ class Recorder:
             )
         elif report.kind == "stopped":
             self._end_run(work, run, RunState.COMPLETED)
+            work.trials.explain(trial.id, waiting_reason(self.spec, work.trials.get(trial.id)))
         elif report.kind == "failed":
             cause = Cause(report.cause or "error")
             reason = report.message or "no message"
@@ -124,6 +123,34 @@ class Recorder:
         run = work.runs.hold_live(run_id, self.epoch)
         self._record_checkpoint(work, run, report)
         self._end_run(work, run, RunState.CANCELLED, cause=Cause.USER, reason=reason)
+
+    def record_paused(self, work: Work, run_id: str, report: RunReport, *, reason: str) -> None:
+        """Records that a run wrote a checkpoint and ended because its experiment is paused; its trial goes on later."""
+        run = work.runs.hold_live(run_id, self.epoch)
+        self._record_checkpoint(work, run, report)
+        self._end_run(work, run, RunState.COMPLETED, reason=reason)
+        work.trials.set_aside(work.trials.get(run.trial_id), reason=reason)
+
+    def record_stopped_by_user(self, work: Work, run_id: str, report: RunReport, *, reason: str) -> None:
+        """Records that a run stopped because a user asked its trial to: that ends too, with what it came to."""
+        run = work.runs.hold_live(run_id, self.epoch)
+        self._record_checkpoint(work, run, report)
+        self._end_run(work, run, RunState.PRUNED, cause=Cause.USER, reason=reason)
+        self.end_by_user(work, work.trials.get(run.trial_id), reason=reason)
+
+    def end_by_user(self, work: Work, trial: TrialRecord, *, reason: str) -> None:
+        """Ends a trial without a live run as a user wished, with the objective of its last evaluation."""
+        objective, tokens = self._last_objective(work, trial)
+        work.trials.settle(
+            trial.id,
+            epoch=self.epoch,
+            state=TrialState.PRUNED,
+            cause=Cause.USER,
+            reason=reason,
+            objective=objective,
+            objective_tokens=tokens,
+            summary=self._partial_summary(work, trial.id),
+        )
 
     def record_lost(
         self, work: Work, run_id: str, *, reason: str, counts: bool, report: RunReport | None = None
@@ -199,37 +226,77 @@ class Recorder:
         return Cause(self.spec.scheduler.kind)
 
     def _is_next(self, trial: TrialRecord, rung: int) -> bool:
-        """False for a rung of a synchronous experiment whose trial has an earlier one undecided.
+        """False for a rung whose trial has an earlier one undecided.
 
         Rungs so close that they share a step are arrived at one by one, each when the one before is decided.
         """
         undecided = [record.rung for record in trial.rungs if record.decision is None]
         return trial.kind is not TrialKind.SEARCH or not undecided or rung <= undecided[0]
 
-    def _objective(self, work: Work, trial_id: str, report: RunReport) -> tuple[float | None, int]:
-        """The objective's value when `report` came, and the training tokens it belongs to.
+    def _objective(
+        self, work: Work, trial_id: str, report: RunReport, objective: Objective | FurtherObjective | None = None
+    ) -> tuple[float | None, int]:
+        """An objective's value when `report` came, and the training tokens it belongs to.
 
         It is of the report's evaluation, or of all that are recorded by then, as the spec reduces them.
+
+        Args:
+            objective: with an evaluation metric; by default the first.
         """
-        objective = self.spec.objective
-        measured = self._measured(report)
+        objective = self.spec.objective if objective is None else objective
+        measured = self._measured(report, objective)
         if measured is None or isinstance(objective.value, LastValue):
             return measured, report.tokens
+        recorded = self._evaluated(work, trial_id, objective)
+        values = {tokens: value for tokens, value in recorded.items() if tokens <= report.tokens}
+        return reduced(objective, values | {report.tokens: measured}) or (measured, report.tokens)
+
+    def _last_objective(self, work: Work, trial: TrialRecord) -> tuple[float | None, int | None]:
+        """The objective's value of all that a trial has recorded, and its tokens; None if it was never evaluated."""
+        values = self._evaluated(work, trial.id, self.spec.objective)
+        return reduced(self.spec.objective, values) or (None, None)
+
+    def _evaluated(self, work: Work, trial_id: str, objective: Objective | FurtherObjective) -> dict[int, float]:
+        """Training tokens -> an objective's metric there, of every evaluation that a trial has recorded."""
         values: dict[int, float] = {}
         for event in work.events.of_trial("evaluation", trial_id=trial_id):
             figures = event.data["domains"].get(objective.domain)
             # A run that went on from a checkpoint evaluates again what an earlier one had; the newest counts.
-            if figures is not None and event.data["tokens"] <= report.tokens:
+            if figures is not None:
                 figure = figures[objective.metric.removeprefix("eval/")]
                 values[event.data["tokens"]] = math.nan if figure is None else figure
-        return reduced(objective, values | {report.tokens: measured}) or (measured, report.tokens)
+        return values
 
-    def _measured(self, report: RunReport) -> float | None:
-        """The objective's metric in the report's own evaluation, None if it has none."""
-        evaluation = (report.evaluation or {}).get(self.spec.objective.domain)
+    def _measured(self, report: RunReport, objective: Objective | FurtherObjective | None = None) -> float | None:
+        """An objective's metric (by default the first's) in the report's own evaluation, None if it has none."""
+        objective = self.spec.objective if objective is None else objective
+        evaluation = (report.evaluation or {}).get(objective.domain)
         if evaluation is None:
             return None
-        return evaluation.bits_per_byte if self.spec.objective.metric == "eval/bits_per_byte" else evaluation.loss
+        return evaluation.bits_per_byte if objective.metric == "eval/bits_per_byte" else evaluation.loss
+
+    def _further_values(self, work: Work, trial_id: str, report: RunReport) -> list[float | None] | None:
+        """What a finished run has of the objectives beside the first; None if there are none."""
+        if not self.spec.further_objectives:
+            return None
+        summary = None if report.summary is None else report.summary.model_dump(mode="json")
+        return [
+            self._objective(work, trial_id, report, objective)[0]
+            if objective.metric.startswith("eval/")
+            else figure_of(objective.metric, summary)
+            for objective in self.spec.further_objectives
+        ]
+
+    def _record_vetoes(self, work: Work) -> None:
+        """Notes which completed trials cannot win; a baseline that completes may make it known of earlier ones."""
+        objective = self.spec.objective
+        if not any(constraint.veto for constraint in objective.constraints):
+            return
+        trials = work.trials.history(self.experiment_id)
+        known = references(objective, trials)
+        for trial in trials:
+            if trial.state is TrialState.COMPLETED and (why := veto(objective, trial, known)) != trial.veto:
+                work.trials.set_veto(trial.id, why)
 
     def _partial_summary(self, work: Work, trial_id: str) -> dict[str, Any]:
         """What is known of a trial that did not finish: the fields of RunSummary that its last evaluation gave."""

@@ -10,6 +10,7 @@ from orchestrator.samplers import (
     GPSampler,
     GridSampler,
     NSGA2Sampler,
+    NSGA3Sampler,
     TPESampler,
 )
 from orchestrator.screening import pointer, shown
@@ -138,7 +139,7 @@ def _model_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProbl
                 f"num_trials={num_trials} are at most one generation of {population_size(spec, sampler)} trials, so "
                 "CMA-ES never moves"
             )
-    elif isinstance(sampler, GPSampler | NSGA2Sampler):
+    elif isinstance(sampler, GPSampler | NSGA2Sampler | NSGA3Sampler):
         left_out = sorted(parameter.name for parameter in space if parameter.condition is not None)
     else:
         left_out = []
@@ -156,7 +157,7 @@ def _model_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProbl
             f"sampler.num_startup_trials={sampler.num_startup_trials} of num_trials={num_trials} trials are drawn at "
             f"random, so {name}'s model is never used"
         )
-    if isinstance(sampler, NSGA2Sampler) and space and num_trials <= sampler.population_size:
+    if isinstance(sampler, NSGA2Sampler | NSGA3Sampler) and space and num_trials <= sampler.population_size:
         warnings.append(
             f"sampler.population_size={sampler.population_size} of num_trials={num_trials} trials are the first "
             "generation, which is drawn at random"

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from orchestrator.objective import START
 from orchestrator.search.matches import baseline_matches
-from orchestrator.search.outcome import violations
+from orchestrator.search.outcome import references, veto, violations
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
 from orchestrator.store.records import TrialKind, TrialRecord
@@ -46,7 +47,7 @@ def caveats_of(
     if len(ranked) > 1 and not knows_noise:
         found.append(
             "Every configuration ran with one seed, so the noise between seeds is not known: a small difference may be "
-            "chance. Vary `seed` to learn it."
+            "chance. Set `replicas` to learn it."
         )
     num_searched = sum(trial.kind is TrialKind.SEARCH for trial in ranked)
     has_baselines = any(trial.kind is TrialKind.BASELINE for trial in ranked)
@@ -58,15 +59,38 @@ def caveats_of(
     if has_baselines and num_searched and spec.space:
         paths = ", ".join(sorted(spec.space))
         found.append(
-            f"Baselines ran once, with the values of the base; the search tuned {paths}. A difference to a baseline "
+            f"Baselines ran {'once' if spec.replicas == 1 else 'once per seed'}, with the values of the base; the search "
+            f"tuned {paths}. A difference to a baseline "
             "includes that tuning."
         )
     names = {trial.label for trial in ranked if trial.kind is TrialKind.BASELINE}
     found += [match.sentence for match in baseline_matches(spec) if match.baseline in names]
-    beyond = [trial.number for trial in ranked if violations(spec.objective, trial)]
+    known = references(spec.objective, trials)
+    beyond = [trial.number for trial in ranked if violations(spec.objective, trial, known)]
     if beyond:
         found.append(
             f"Beyond a limit of objective.constraints, and ranked behind all that keep to them: {_listed(beyond)}."
+        )
+    vetoed = [
+        trial.number
+        for trial in trials
+        if trial.state is TrialState.COMPLETED and veto(spec.objective, trial, known) is not None
+    ]
+    if vetoed:
+        found.append(f"Vetoed by a limit of objective.constraints, and not ranked: {_listed(vetoed)}.")
+    unknown = sorted(
+        {
+            constraint.relative_to
+            for constraint in spec.objective.constraints
+            if constraint.relative_to not in (None, START) and constraint.relative_to not in known
+        }
+    )
+    if unknown:
+        found.append(f"Limits relative to {', '.join(unknown)} say nothing, since that baseline has no result.")
+    if spec.further_objectives and ranked:
+        found.append(
+            "With several objectives no order is the right one: trials on the Pareto front are ranked first, and those "
+            f"by {spec.objective.metric}."
         )
     num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
     if num_pruned:

@@ -2,20 +2,28 @@
 
 Source: Hansen 2016, arXiv:1604.00772. Numeric parameters that every point has are scaled to [0, 1] (`place_of`); the
 distribution starts in the middle with a standard deviation of 1/6, Optuna's choice. A trial that did not complete
-belongs to no generation: its place is drawn again, the usual treatment of what cannot be evaluated.
+belongs to no generation: its place is drawn again, the usual treatment of what cannot be evaluated. With a warm start
+the distribution starts as Nomura et al. 2021 (arXiv:2012.06932) fit it to the other experiments' best trials.
 """
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.samplers import CMAESSampler
 from orchestrator.search.draw import derived_seed, draw, place_of, value_at
-from orchestrator.search.generations import generations
-from orchestrator.search.outcome import excesses
+from orchestrator.search.generations import generations, is_evaluated
+from orchestrator.search.outcome import NO_REFERENCES, References, excesses, references
 from orchestrator.search.space import Parameter, parameters
 from orchestrator.search.visible import visible
 from orchestrator.spec import ExperimentSpec, FloatDomain, IntDomain, Scalar
 from orchestrator.store.records import TrialRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_MIN_WARM_TRIALS = 5
+"""Of a warm start; fewer say too little of a distribution."""
 
 
 def adapted(spec: ExperimentSpec) -> tuple[Parameter, ...]:
@@ -52,18 +60,23 @@ def cma_point(
 
     space = adapted(spec)
     size = population_size(spec, sampler)
+    known = references(spec.objective, (trial for trial in history if trial.number < number))
+    trials = visible(spec, number, history)
+    mean, sigma, covariance = _start(spec, space, [trial for trial in trials if trial.number < 0], known)
     optimizer = CMA(
-        mean=np.full(len(space), 0.5),
-        sigma=1 / 6,
+        mean=mean,
+        sigma=sigma,
+        cov=covariance,
         bounds=np.tile([0.0, 1.0], (len(space), 1)),
         n_max_resampling=10 * len(space),
         seed=derived_seed(spec.seed, number, "cmaes", attempt),
         population_size=size,
     )
-    past = generations(spec, visible(spec, number, history), number=number, size=size)
+    own = [trial for trial in trials if trial.number >= 0]
+    past = generations(spec, own, number=number, size=size)
     for members in past.members:
         # The algorithm knows values by their order only.
-        ordered = sorted(members, key=lambda trial: _cost(spec, trial))
+        ordered = sorted(members, key=lambda trial: _cost(spec, trial, known))
         optimizer.tell([(np.array(_places(space, trial)), float(rank)) for rank, trial in enumerate(ordered)])
     # Telling uses no randomness, so what is asked depends on the seed above and on the distribution only.
     places = optimizer.ask()
@@ -74,10 +87,27 @@ def cma_point(
     return draw(parameters(spec), spec.seed, number, attempt=attempt, fixed=fixed)
 
 
-def _cost(spec: ExperimentSpec, trial: TrialRecord) -> tuple[float, float]:
+def _start(
+    spec: ExperimentSpec, space: Sequence[Parameter], warm: Sequence[TrialRecord], known: References
+) -> "tuple[np.ndarray, float, np.ndarray | None]":
+    """Mean, standard deviation and covariance that the distribution starts with."""
+    import numpy as np
+    from cmaes import get_warm_start_mgd
+
+    solutions = sorted(
+        (trial for trial in warm if is_evaluated(spec, trial)), key=lambda trial: _cost(spec, trial, known)
+    )
+    if len(solutions) < _MIN_WARM_TRIALS:
+        return np.full(len(space), 0.5), 1 / 6, None
+    ranked = [(np.array(_places(space, trial)), float(rank)) for rank, trial in enumerate(solutions)]
+    # gamma: the best tenth; at least two, since one point has no spread.
+    return get_warm_start_mgd(ranked, gamma=max(0.1, 2 / len(ranked)), alpha=0.1)
+
+
+def _cost(spec: ExperimentSpec, trial: TrialRecord, known: References = NO_REFERENCES) -> tuple[float, float]:
     """Trials beyond a limit of the objective come behind the others, by how far beyond: Deb 2000's feasibility rule."""
     sign = 1 if spec.objective.direction == "minimize" else -1
-    excess = sum(max(0.0, excess) for excess in excesses(spec.objective, trial).values())
+    excess = sum(max(0.0, excess) for excess in excesses(spec.objective, trial, known).values())
     return excess, sign * (trial.objective or 0.0)
 
 

@@ -2,13 +2,15 @@
 
 A generation is over once `size` of its trials have completed; the next trial that is asked opens the following one.
 What was completed when a trial was asked is in the rows: the sequence numbers of its asking and of the others' ends,
-and in a synchronous experiment the batches.
+and in a synchronous experiment the batches. Trials of a warm start (negative numbers) are of the first generation,
+before all others.
 """
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from orchestrator.search.outcome import objective_values
 from orchestrator.search.visible import first_of_batch
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
@@ -29,10 +31,10 @@ class Generations(NamedTuple):
 
 def generations(spec: ExperimentSpec, trials: Sequence[TrialRecord], *, number: int, size: int) -> Generations:
     """The generations of `trials` (search trials, by number) and of trial `number`, which is asked after them."""
-    ends = sorted((_end(spec, trial), trial.number, trial) for trial in trials if is_evaluated(trial))
-    asked = [(_asking(spec, trial), trial.number) for trial in trials]
+    ends = sorted((_end(spec, trial), trial.number, trial) for trial in trials if is_evaluated(spec, trial))
+    asked = [(_asking(spec, trial), trial.number) for trial in trials if trial.number >= 0]
     asked.append((float(first_of_batch(spec, number)) if spec.synchronous else math.inf, number))
-    of_trial: dict[int, int] = {}
+    of_trial = {trial.number: 0 for trial in trials if trial.number < 0}
     members: list[list[TrialRecord]] = []
     completed: list[TrialRecord] = []
     num_ended = 0
@@ -49,9 +51,10 @@ def generations(spec: ExperimentSpec, trials: Sequence[TrialRecord], *, number: 
     return Generations(of_trial, members)
 
 
-def is_evaluated(trial: TrialRecord) -> bool:
-    """True if the trial trained its whole budget and has a value."""
-    return trial.state is TrialState.COMPLETED and trial.objective is not None
+def is_evaluated(spec: ExperimentSpec, trial: TrialRecord) -> bool:
+    """True if the trial trained its whole budget and has a value for every objective."""
+    values = objective_values(trial, len(spec.further_objectives))
+    return trial.state is TrialState.COMPLETED and values is not None
 
 
 def _asking(spec: ExperimentSpec, trial: TrialRecord) -> float:
@@ -60,6 +63,8 @@ def _asking(spec: ExperimentSpec, trial: TrialRecord) -> float:
 
 def _end(spec: ExperimentSpec, trial: TrialRecord) -> float:
     """The moment from which the trial's end is known, on the scale of `_asking`."""
+    if trial.number < 0:
+        return -math.inf
     if spec.synchronous:
         return trial.number + 1
     assert trial.finished_sequence is not None

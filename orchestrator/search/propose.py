@@ -12,6 +12,7 @@ from orchestrator.samplers import (
     GPSampler,
     GridSampler,
     NSGA2Sampler,
+    NSGA3Sampler,
     QMCSampler,
     TPESampler,
 )
@@ -23,6 +24,7 @@ from orchestrator.search.quasi import qmc_points
 from orchestrator.search.shuffle import shuffled
 from orchestrator.search.space import parameters, resolve, violation
 from orchestrator.search.study import ask, study_of
+from orchestrator.search.told import Memory
 from orchestrator.search.visible import without_added
 from orchestrator.spec import ExperimentSpec, Scalar
 from orchestrator.store.records import Proposal, TrialRecord
@@ -35,7 +37,9 @@ _NUM_DRAWS = 500
 """How often a point is drawn that satisfies no constraint, before it is recorded as infeasible."""
 
 
-def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]) -> Proposal | None:
+def propose(
+    spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord], memory: Memory | None = None
+) -> Proposal | None:
     """The point of trial `number`, or None when the search has made all its trials.
 
     A point that violates a constraint of the spec is drawn again, and so on: the first that satisfies them all is
@@ -44,8 +48,9 @@ def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]
 
     Args:
         number: the trial's number in the experiment; the baselines have the numbers before the search's.
-        history: the trials before it, in any order; those with a higher number, the baselines and
-            what was added by hand play no part.
+        history: the trials before it, in any order; those with a higher number, the baselines and what was added by
+            hand play no part. Trials of a warm start are among them with negative numbers (`past.past_of`).
+        memory: of earlier proposals of the same search, to be faster; what is proposed does not depend on it.
 
     Raises:
         ValueError: the experiment is synchronous and an earlier batch has not ended.
@@ -57,7 +62,7 @@ def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]
     constraints = [parse_constraint(text) for text in spec.constraints]
     point: dict[str, Scalar] = {}
     problem: str | None = None
-    for point in _candidates(spec, constraints, number, history):
+    for point in _candidates(spec, constraints, number, history, memory):
         problem = violation(spec, constraints, point)
         if problem is None:
             break
@@ -70,7 +75,11 @@ def propose(spec: ExperimentSpec, *, number: int, history: Sequence[TrialRecord]
 
 
 def _candidates(
-    spec: ExperimentSpec, constraints: Sequence[Constraint], number: int, history: Sequence[TrialRecord]
+    spec: ExperimentSpec,
+    constraints: Sequence[Constraint],
+    number: int,
+    history: Sequence[TrialRecord],
+    memory: Memory | None,
 ) -> Iterator[dict[str, Scalar]]:
     """Points for one trial, in the order in which they are to be tried; at least one, and not without end."""
     index = number - len(spec.baselines) - len(spec.enqueue)
@@ -90,10 +99,10 @@ def _candidates(
     elif isinstance(sampler, CMAESSampler) and adapted(spec):
         for attempt in range(_NUM_ASKS):
             yield cma_point(spec, sampler, number=number, history=history, attempt=attempt)
-    elif isinstance(sampler, TPESampler | GPSampler | NSGA2Sampler):
+    elif isinstance(sampler, TPESampler | GPSampler | NSGA2Sampler | NSGA3Sampler):
         rejected: list[dict[str, Scalar]] = []
         for _ in range(_NUM_ASKS):
-            point = ask(spec, number=number, history=history, rejected=rejected)
+            point = ask(spec, number=number, history=history, rejected=rejected, memory=memory)
             yield point
             rejected.append(point)
     space = parameters(spec)

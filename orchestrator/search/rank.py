@@ -8,11 +8,12 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.search.caveats import caveats_of, contract_of
-from orchestrator.search.outcome import violations
+from orchestrator.search.outcome import references, veto, violations
+from orchestrator.search.pareto import pareto_front
 from orchestrator.spec import ExperimentSpec, Scalar
 from orchestrator.states import Cause, TrialState
 from orchestrator.store.records import TrialKind, TrialRecord
@@ -63,6 +64,10 @@ class RankedTrial:
         objective_tokens: training tokens at which `objective` was measured.
         differences: to each completed baseline but itself, in the order of their numbers.
         violations: the limits of the objective that the trial is beyond; such trials rank behind the others.
+        further_values: of the spec's further objectives; None of a trial that did not complete, or if there are none.
+        veto: the limit with a veto that the trial is beyond; such trials have no rank.
+        on_front: of ranked trials with several objectives: no other one is as good in all and better in one. Those on
+            the front rank before the others, by the first objective.
         training_flops: FLOPs spent until `objective_tokens`.
         summary: the run's summary (trainer.config.run.RunSummary as JSON; less for a pruned trial), or None.
     """
@@ -80,6 +85,9 @@ class RankedTrial:
     objective_tokens: int | None
     differences: tuple[Difference, ...]
     violations: tuple[str, ...]
+    further_values: list[float | None] | None
+    veto: str | None
+    on_front: bool | None
     domains: tuple[DomainScore, ...]
     total_parameters: int | None
     active_parameters: int | None
@@ -128,16 +136,40 @@ class Comparison:
 def compare(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> Comparison:
     """The comparison of an experiment's trials, as far as they have come. The order of `trials` plays no part."""
     direction = 1 if spec.objective.direction == "minimize" else -1
+    known = references(spec.objective, trials)
+    judged = {
+        trial.id: violations(spec.objective, trial, known)
+        for trial in trials
+        if trial.state is TrialState.COMPLETED and trial.objective is not None
+    }
+    vetoes = {trial.id: veto(spec.objective, trial, known) for trial in trials if trial.id in judged}
+    eligible = [trial for trial in trials if trial.id in judged and vetoes[trial.id] is None]
+    front = (
+        pareto_front(spec, [trial for trial in eligible if not judged[trial.id]]) if spec.further_objectives else None
+    )
     ranked = sorted(
-        (trial for trial in trials if trial.state is TrialState.COMPLETED and trial.objective is not None),
-        key=lambda trial: (bool(violations(spec.objective, trial)), direction * _objective(trial), trial.number),
+        eligible,
+        key=lambda trial: (
+            bool(judged[trial.id]),
+            front is not None and trial.id not in front,
+            direction * _objective(trial),
+            trial.number,
+        ),
     )
     ranks = {trial.id: rank for rank, trial in enumerate(ranked, start=1)}
     baselines = sorted((trial for trial in ranked if trial.kind is TrialKind.BASELINE), key=lambda trial: trial.number)
     noise = _noise(ranked)
     domains = ("all", *spec.base.data.mixture)
     ordered = sorted(trials, key=lambda trial: _place(trial, ranks, direction))
-    rows = tuple(_row(spec, trial, ranks.get(trial.id), baselines, noise, domains) for trial in ordered)
+    rows = tuple(
+        replace(
+            _row(spec, trial, ranks.get(trial.id), baselines, noise, domains),
+            violations=judged.get(trial.id) or violations(spec.objective, trial, known),
+            veto=vetoes.get(trial.id),
+            on_front=None if front is None or trial.id not in ranks else trial.id in front,
+        )
+        for trial in ordered
+    )
     return Comparison(
         contract=contract_of(ranked),
         domains=domains,
@@ -198,7 +230,10 @@ def _row(
         objective=trial.objective,
         objective_tokens=tokens,
         differences=tuple(differences),
-        violations=violations(spec.objective, trial),
+        violations=(),
+        further_values=trial.further_values,
+        veto=None,
+        on_front=None,
         domains=tuple(
             DomainScore(domain=domain, initial=initial.get(domain), final=final.get(domain)) for domain in domains
         ),

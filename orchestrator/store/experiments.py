@@ -9,14 +9,16 @@ from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition
 from orchestrator.search.points import replica_config
 from orchestrator.search.space import baseline_configs
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
-from orchestrator.store.models import ExperimentRow, TrialRow
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState, check_transition, is_terminal
+from orchestrator.store.models import ExperimentRow, SpecVersionRow, TrialRow
 from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor, page
 from orchestrator.store.records import ExperimentRecord, Page, Proposal, Submission, TrialKind
 from orchestrator.store.repository import Repository, missing
 
 _LONGEST_LEASE_MS = 120_000
 """A lease that has longer to live was given out before the clock was set back, and is dead."""
+CANCEL_WITHIN_S = 30.0
+"""Time for running trials to write a checkpoint when their experiment is cancelled."""
 _DRIVEN = (ExperimentState.RUNNING, ExperimentState.PAUSING, ExperimentState.CANCELLING)
 """States in which an experiment has, or should have, a driver."""
 
@@ -32,6 +34,7 @@ class Experiments(Repository):
         warnings: Sequence[str] = (),
         key: str | None = None,
         fingerprint: str | None = None,
+        owner: str = "local",
     ) -> Submission:
         """Queues an experiment, with its baselines as its first trials.
 
@@ -39,9 +42,11 @@ class Experiments(Repository):
             document: what the user sent.
             key: the Idempotency-Key; the same key again returns the experiment that is there.
             fingerprint: hash of the request's body, to tell a repetition from another request under an old key.
+            owner: who shares the cluster with the other owners.
 
         Raises:
             IdempotencyKeyReused: the key came with another fingerprint before.
+            SpecRejected: an experiment of `warm_start` is not there.
         """
         if key is not None:
             if self._connection.dialect.name == "postgresql":
@@ -58,6 +63,7 @@ class Experiments(Repository):
                         f"key {key[:80]!r} was used for another request before ({there.id}); take a new key"
                     )
                 return Submission(experiment=self.get(there.id), replayed=True)
+        warm = self._work.warm_starts.found(spec)
         now = self._now()
         experiment_id = self._work.ids.new("exp")
         self._connection.execute(
@@ -69,9 +75,13 @@ class Experiments(Repository):
                 since_ms=now,
                 document=document,
                 spec=spec.model_dump(mode="json"),
-                warnings=list(warnings),
+                warnings=[*warnings, *(() if warm is None else warm.warnings)],
                 idempotency_key=key,
                 idempotency_fingerprint=fingerprint,
+                owner=owner,
+                priority=spec.priority,
+                # Behind whatever has waited since before the last turn that was given.
+                last_turn=select(func.coalesce(func.max(ExperimentRow.last_turn), 0)).scalar_subquery(),
                 created_at_ms=now,
             )
         )
@@ -80,6 +90,8 @@ class Experiments(Repository):
             experiment_id=experiment_id,
             data={"from": None, "to": ExperimentState.QUEUED.value, "name": spec.name},
         )
+        if warm is not None:
+            self._work.warm_starts.add(experiment_id, warm)
         baselines = [
             (label, replica_config(config, replica), point, replica)
             for point, (label, config) in enumerate(baseline_configs(spec))
@@ -166,6 +178,7 @@ class Experiments(Repository):
             "lease_owner": owner,
             "lease_until_ms": time.ms + int(ttl_s * 1000),
             "lease_boot_id": time.boot_id,
+            "wants_run": True,
         }
         if state is ExperimentState.QUEUED:
             self._move(
@@ -239,26 +252,123 @@ class Experiments(Repository):
             IllegalTransition: not from the present state, or trials are left of an experiment said to be completed.
         """
         current = self.hold(experiment_id, epoch)
-        self._end(experiment_id, current, state, reason=reason)
+        self.conclude(experiment_id, current, state, reason=reason)
 
-    def request_cancel(self, experiment_id: str, *, reason: str = "cancelled by the user") -> ExperimentRecord:
+    def request_cancel(
+        self, experiment_id: str, *, reason: str = "cancelled by the user", within_s: float = CANCEL_WITHIN_S
+    ) -> ExperimentRecord:
         """Asks for an experiment to be cancelled; asking again changes nothing.
 
         What nobody drives is cancelled at once, else the driver stops its trials first.
+
+        Args:
+            within_s: time for the trials to write a checkpoint before they are killed; with 0 they are at once, also
+                where a cancel is under way already.
 
         Raises:
             NotFound: there is no such experiment.
             IllegalTransition: it has completed or failed.
         """
         state = ExperimentState(self._lock(experiment_id).state)
-        if state in (ExperimentState.CANCELLING, ExperimentState.CANCELLED):
+        if state is ExperimentState.CANCELLED or (state is ExperimentState.CANCELLING and within_s > 0):
             return self.get(experiment_id)
-        self._work.commands.add(experiment_id, "cancel")
+        kind = "cancel" if within_s > 0 else "kill"
+        if state is ExperimentState.CANCELLING:
+            if not self._work.commands.pending(experiment_id, kind):
+                self._work.commands.add(experiment_id, kind)
+                self._connection.execute(
+                    update(ExperimentRow).where(ExperimentRow.id == experiment_id).values(stop_within_s=0.0)
+                )
+            return self.get(experiment_id)
+        check_transition(state, ExperimentState.CANCELLING)
+        self._work.commands.add(experiment_id, kind, {"within_s": within_s})
         if state in (ExperimentState.QUEUED, ExperimentState.PAUSED):
-            self._end(experiment_id, state, ExperimentState.CANCELLED, reason=reason)
+            self.conclude(experiment_id, state, ExperimentState.CANCELLED, reason=reason)
         else:
-            self._move(experiment_id, state, ExperimentState.CANCELLING, reason=reason, experiment_id=experiment_id)
+            self._move(
+                experiment_id,
+                state,
+                ExperimentState.CANCELLING,
+                reason=reason,
+                experiment_id=experiment_id,
+                values={"stop_within_s": within_s},
+            )
         return self.get(experiment_id)
+
+    def extend(
+        self, experiment_id: str, spec: ExperimentSpec, *, version: int, document: dict[str, Any]
+    ) -> ExperimentRecord:
+        """Queues an ended experiment again under the next version of its spec; its trials stay as they are.
+
+        Args:
+            spec: with more trials, or a wider space too (`extending.extended`).
+            version: of the spec that it was made from.
+            document: what stands for the spec from now on.
+
+        Raises:
+            NotFound: there is no such experiment.
+            IllegalTransition: it has not ended, or was extended meanwhile.
+        """
+        self._lock(experiment_id)
+        record = self.get(experiment_id)
+        if not is_terminal(record.state):
+            raise IllegalTransition(
+                f"experiment {experiment_id} is {record.state.value}; only an ended one can be extended, so wait for "
+                "its end or cancel it"
+            )
+        if record.spec_version != version:
+            raise IllegalTransition(f"experiment {experiment_id} was extended meanwhile; read it again")
+        now = self._now()
+        if version == 0:
+            self._add_spec_version(experiment_id, 0, record.spec, since_sequence=0, at_ms=record.created_at_ms)
+        self._add_spec_version(
+            experiment_id, version + 1, spec.model_dump(mode="json"), since_sequence=record.sequence, at_ms=now
+        )
+        # The one move out of an end state; the database allows it with the next version only (migration 0003).
+        reason = "extended; waiting for the orchestrator"
+        self._connection.execute(
+            update(ExperimentRow)
+            .where(ExperimentRow.id == experiment_id)
+            .values(
+                state=ExperimentState.QUEUED.value,
+                reason=reason,
+                since_ms=now,
+                finished_at_ms=None,
+                spec=spec.model_dump(mode="json"),
+                document=document,
+                spec_version=version + 1,
+            )
+        )
+        self._work.events.add(
+            "experiment.state",
+            experiment_id=experiment_id,
+            data={
+                "from": record.state.value,
+                "to": ExperimentState.QUEUED.value,
+                "reason": reason,
+                "spec_version": version + 1,
+            },
+        )
+        return self.get(experiment_id)
+
+    def spec_versions(self, experiment_id: str) -> dict[int, dict[str, Any]]:
+        """Version -> spec, as JSON. Trials say under which one they were proposed."""
+        rows = self._connection.execute(
+            select(SpecVersionRow.version, SpecVersionRow.spec)
+            .where(SpecVersionRow.experiment_id == experiment_id)
+            .order_by(SpecVersionRow.version)
+        )
+        found = {row.version: row.spec for row in rows}
+        return found or {0: self.get(experiment_id).spec}
+
+    def _add_spec_version(
+        self, experiment_id: str, version: int, spec: dict[str, Any], *, since_sequence: int, at_ms: int
+    ) -> None:
+        self._connection.execute(
+            insert(SpecVersionRow).values(
+                experiment_id=experiment_id, version=version, spec=spec, since_sequence=since_sequence, at_ms=at_ms
+            )
+        )
 
     def set_mlflow_experiment(self, experiment_id: str, mlflow_experiment_id: str) -> None:
         """Notes which MLflow experiment holds the trials."""
@@ -268,8 +378,20 @@ class Experiments(Repository):
             .values(mlflow_experiment_id=mlflow_experiment_id)
         )
 
-    def _end(self, experiment_id: str, current: ExperimentState, following: ExperimentState, *, reason: str) -> None:
-        values: dict[str, Any] = {"lease_owner": None, "lease_until_ms": None, "lease_boot_id": None}
+    def conclude(
+        self, experiment_id: str, current: ExperimentState, following: ExperimentState, *, reason: str
+    ) -> None:
+        """Ends (or pauses) an experiment that the caller holds, with its lease, and answers the wishes about it.
+
+        Raises:
+            IllegalTransition: as for `settle`.
+        """
+        values: dict[str, Any] = {
+            "lease_owner": None,
+            "lease_until_ms": None,
+            "lease_boot_id": None,
+            "stop_within_s": None,
+        }
         if is_terminal(following):
             values["finished_at_ms"] = self._now()
             open_trials = self._work.trials.unsettled(experiment_id)
@@ -280,12 +402,7 @@ class Experiments(Repository):
                 )
             self._cancel_open(experiment_id, reason)
         self._move(experiment_id, current, following, reason=reason, experiment_id=experiment_id, values=values)
-        if following is ExperimentState.CANCELLED:
-            self._work.commands.settle(experiment_id, "cancel", applied=True)
-        elif is_terminal(following):
-            self._work.commands.settle(
-                experiment_id, "cancel", applied=False, reason=f"the experiment had {following.value} already"
-            )
+        self._work.control.answer(experiment_id, following)
 
     def _cancel_open(self, experiment_id: str, reason: str) -> None:
         for run in self._work.runs.live(experiment_id):

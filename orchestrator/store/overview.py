@@ -104,7 +104,7 @@ def num_spikes(connection: Connection, experiment_ids: Collection[str]) -> dict[
 
 
 def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[str, Best]:
-    """Experiment id -> its best completed search trial; the earlier one of equals.
+    """Experiment id -> its best completed search trial by the first objective without a veto; the earlier of equals.
 
     Args:
         maximize: experiment id -> whether a larger objective is better.
@@ -125,6 +125,7 @@ def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[st
                 TrialRow.kind != TrialKind.BASELINE.value,
                 TrialRow.state == TrialState.COMPLETED.value,
                 TrialRow.objective.is_not(None),
+                TrialRow.veto.is_(None),
             )
             .subquery()
         )

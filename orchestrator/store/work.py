@@ -5,17 +5,21 @@ from functools import cached_property
 
 from sqlalchemy import Connection
 
+from orchestrator.store.analyses import Analyses
 from orchestrator.store.checkpoints import Checkpoints
 from orchestrator.store.clock import Clock, IdSource, LeaseTime
 from orchestrator.store.commands import Commands
+from orchestrator.store.control import Control
 from orchestrator.store.events import Events
 from orchestrator.store.experiments import Experiments
 from orchestrator.store.forks import Forks
+from orchestrator.store.queue import Queue
 from orchestrator.store.rungs import Rungs
 from orchestrator.store.runs import Runs
 from orchestrator.store.services import Services
 from orchestrator.store.tracking import Tracking
 from orchestrator.store.trials import Trials
+from orchestrator.store.warm_starts import WarmStarts
 
 
 class Work:
@@ -67,6 +71,16 @@ class Work:
         return Forks(self)
 
     @cached_property
+    def warm_starts(self) -> WarmStarts:
+        """What searches learned from other experiments."""
+        return WarmStarts(self)
+
+    @cached_property
+    def analyses(self) -> Analyses:
+        """What was worked out of experiments' trials."""
+        return Analyses(self)
+
+    @cached_property
     def events(self) -> Events:
         """The append-only history."""
         return Events(self)
@@ -75,6 +89,16 @@ class Work:
     def commands(self) -> Commands:
         """Wishes of users."""
         return Commands(self)
+
+    @cached_property
+    def control(self) -> Control:
+        """Pausing, cancelling, trying again: the verbs of users."""
+        return Control(self)
+
+    @cached_property
+    def queue(self) -> Queue:
+        """Who waits for places of the cluster, and who may start next."""
+        return Queue(self)
 
     @cached_property
     def tracking(self) -> Tracking:
