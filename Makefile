@@ -52,7 +52,7 @@ e2e: .venv/installed-dev
 # Kills real processes hundreds of times and checks what is left; an hour. CHAOS_FLAGS="--api 20 --driver 5 ...", see
 # docs/reliability.md.
 chaos: .venv/installed-dev
-	EVENLOAD_EVERY_SYSTEM_CALL=1 $(BIN)/python -m pytest tests/integration/test_submit_kill_points.py -q
+	EVENLOAD_CHAOS=1 $(BIN)/python -m pytest tests/integration/test_submit_kill_points.py tests/integration/test_store_races.py -q
 	$(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
 
 gpu: .venv/installed-dev

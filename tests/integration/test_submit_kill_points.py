@@ -17,7 +17,7 @@ DOCUMENT = experiment_document(baselines=[{"name": "dense", "set": {"model.moe":
 WHOLE = {"experiments": 1, "trials": 1, "events": 2}
 """Rows of one submission: the experiment, its baseline, and an event each."""
 NOTHING = dict.fromkeys(WHOLE, 0)
-EVERY_CALL = bool(os.environ.get("EVENLOAD_EVERY_SYSTEM_CALL"))
+EVERY_CALL = bool(os.environ.get("EVENLOAD_CHAOS"))
 """Not only those that write or send; `make chaos` asks for it."""
 
 
