@@ -21,7 +21,7 @@ from orchestrator.execution.checkpoints import Shelf
 from orchestrator.execution.recorder import Recorder, read_json
 from orchestrator.search.past import past_of
 from orchestrator.search.points import as_trials, points_of, replica_config
-from orchestrator.search.population import Copy, copy_of, generation
+from orchestrator.search.population import Copy, Generation, copy_of, generation
 from orchestrator.search.promote import never_promoted, promoted
 from orchestrator.search.propose import propose
 from orchestrator.search.rungs import rung_seconds, rung_tokens
@@ -170,6 +170,8 @@ class Conductor:
                 return self._start(following)
             if not self._live and promotes(self.spec):
                 self._end_waiting()
+            if self._decide_waiting():  # a user may have stopped the one that the others waited for
+                return Next.WAIT
             if self._read(lambda work: work.trials.unsettled(self.experiment_id)):
                 self._nothing_new = True
                 self._want(False)
@@ -304,9 +306,7 @@ class Conductor:
 
     def _may_start(self) -> bool:
         """Whether there is a place for a run of ours. Tells the others that we would take one."""
-        standings = self._read(
-            lambda work: work.queue.standings(nodes=self._places.nodes, asking=self.experiment_id)
-        )
+        standings = self._read(lambda work: work.queue.standings(nodes=self._places.nodes, asking=self.experiment_id))
         verdict = standings.verdicts.get(self.experiment_id)
         if verdict is None or verdict.num_starts:
             return True
@@ -448,15 +448,16 @@ class Conductor:
         if not promotes(self.spec):
             return None
 
-        def change(work: Work) -> str | None:
+        def chosen(work: Work) -> list[Verdict]:
             live = {run.trial_id for run in work.runs.live(self.experiment_id)}
-            history = work.trials.history(self.experiment_id)
-            verdicts = promoted(self.spec, history, live=live, is_last=is_last)
-            self._record_verdicts(work, verdicts)
-            return verdicts[0].trial_id if verdicts else None
+            return promoted(self.spec, work.trials.history(self.experiment_id), live=live, is_last=is_last)
 
-        trial_id = self.persist(change)
-        return None if trial_id is None else self._read(lambda work: work.trials.get(trial_id))
+        def change(work: Work) -> TrialRecord | None:
+            verdicts = chosen(work)
+            self._record_verdicts(work, verdicts)
+            return work.trials.get(verdicts[0].trial_id) if verdicts else None
+
+        return self.persist(change) if self._read(chosen) else None
 
     def _end_waiting(self) -> None:
         """Prunes the trials that wait for a promotion that will not come: nothing runs and nothing new starts."""
@@ -469,37 +470,50 @@ class Conductor:
         for trial in self.persist(change):
             self._shelf.tidy(trial)
 
-    def _decide_waiting(self) -> None:
+    def _decide_waiting(self) -> bool:
         """Decides on all that has arrived at a rung as a whole (batches, points, the population), and prunes what it
-        stops; under population-based training, what goes on in its place is added in the same transaction."""
+        stops; under population-based training, what goes on in its place is added in the same transaction.
+
+        Returns whether anything was decided.
+        """
         if self._stopping is not None or not waits_at_rungs(self.spec):
-            return
+            return False
+
+        def settled(work: Work) -> Generation:
+            history = work.trials.history(self.experiment_id)
+            verdicts, copies = generation(self.spec, history)
+            live = {run.trial_id for run in work.runs.live(self.experiment_id)} if verdicts else set()
+            if not live.isdisjoint(verdict.trial_id for verdict in verdicts):
+                verdicts, copies = [], []
+            return Generation(due(self.spec, history) + verdicts, copies)
 
         def change(work: Work) -> tuple[TrialRecord, ...]:
-            history = work.trials.history(self.experiment_id)
-            self._record_verdicts(work, due(self.spec, history))
-            verdicts, copies = generation(self.spec, history)
-            live = {run.trial_id for run in work.runs.live(self.experiment_id)}
-            if live.isdisjoint(verdict.trial_id for verdict in verdicts):
-                self._record_verdicts(work, verdicts)
-                for copy in copies:
-                    self._add_copy(work, copy)
+            verdicts, copies = settled(work)
+            for copy in copies:
+                self._add_copy(work, copy)
+            self._record_verdicts(work, verdicts)
             return self._prune_stopped(work)
 
-        for trial in self.persist(change):
+        # Mostly there is nothing, and reading costs less than writing nothing.
+        has_any = self._read(lambda work: bool(settled(work).verdicts) or bool(self._stopped(work)))
+        for trial in self.persist(change) if has_any else ():
             self._shelf.tidy(trial)
+        return has_any
 
     def _record_verdicts(self, work: Work, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
             work.rungs.decide(verdict.trial_id, verdict.rung, verdict.decision, epoch=self.epoch)
 
-    def _prune_stopped(self, work: Work) -> tuple[TrialRecord, ...]:
-        """Ends the trials that a decision has stopped since their run ended, and returns them."""
-        stopped = [
+    def _stopped(self, work: Work) -> list[TrialRecord]:
+        """The trials without a run that a decision has stopped and that have not ended yet."""
+        return [
             trial
             for trial in work.trials.waiting(self.experiment_id)
             if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP
         ]
+
+    def _prune_stopped(self, work: Work) -> tuple[TrialRecord, ...]:
+        stopped = self._stopped(work)
         for trial in stopped:
             self._recorder.prune(work, trial)
         return tuple(work.trials.get(trial.id) for trial in stopped)
