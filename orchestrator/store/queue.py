@@ -158,7 +158,7 @@ class Queue(Repository):
                 priority=row.priority,
                 need=planned[row.id].need,
                 num_running=num_running.get(row.id, 0),
-                num_wanted=max(1, num_left.get(row.id, 1)) if row.id in wanting else 0,
+                num_wanted=max(int(row.id == asking), num_left.get(row.id, 1)) if row.id in wanting else 0,
                 max_running=planned[row.id].max_running,
                 last_turn=row.last_turn,
             )
