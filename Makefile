@@ -41,10 +41,10 @@ lint: .venv/installed-dev
 unit: .venv/installed-dev
 	$(BIN)/python -m pytest tests/unit tests/contracts tests/architecture -n 2 -q $(PYTEST_FLAGS)
 
-# Files without services of their own share the cores; what starts Ray or MLflow (`slow`) has them to itself afterwards.
+# Files share the cores; what starts Ray (`alone`) has them to itself afterwards.
 integration: .venv/installed-dev
-	$(BIN)/python -m pytest tests/integration -m "not slow" -n 2 --dist loadfile -q $(PYTEST_FLAGS)
-	$(BIN)/python -m pytest tests/integration -m slow -q $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest tests/integration -m "not alone" -n 2 --dist loadfile -q $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest tests/integration -m alone -q $(PYTEST_FLAGS)
 
 e2e: .venv/installed-dev
 	$(BIN)/python -m pytest tests/e2e -q $(PYTEST_FLAGS)

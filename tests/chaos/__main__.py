@@ -28,6 +28,9 @@ def main() -> int:
     for kind, count in KINDS.items():
         parser.add_argument(f"--{kind}", type=int, default=count, help=f"kills of this kind (default {count})")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order and the moments of the kills")
+    parser.add_argument(
+        "--minutes", type=float, default=120, help="no more kills of executors after this (default 120)"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the home folders for a look")
     options = vars(parser.parse_args())
     seed: int = options["seed"]
@@ -40,7 +43,7 @@ def main() -> int:
                 reports.append(_api(folder, "postgresql", on_postgres, seed))
         kills = {kind: options[kind] for kind in ("daemon", "driver", "trial", "head") if options[kind]}
         if kills:
-            report = kill_executors(folder / "home", kills=kills, seed=seed, say=_say)
+            report = kill_executors(folder / "home", kills=kills, seed=seed, minutes=options["minutes"], say=_say)
             report.keep(scenario="executors", seed=seed, **_about())
             reports.append(report)
     for report in reports:
@@ -53,12 +56,12 @@ def main() -> int:
 def _api(folder: Path, engine: str, num_kills: int, seed: int) -> Report:
     home = folder / f"api-{engine}"
     if engine == "sqlite":
-        report = kill_api(home, f"sqlite:///{home / 'evenload.db'}", num_kills=num_kills, seed=seed)
+        report = kill_api(home, f"sqlite:///{home / 'evenload.db'}", num_kills=num_kills, seed=seed, say=_say)
     else:
         binaries = postgres.find_binaries()
         assert binaries is not None
         with postgres.cluster(binaries) as socket_folder, postgres.database(socket_folder) as url:
-            report = kill_api(home, url, num_kills=num_kills, seed=seed)
+            report = kill_api(home, url, num_kills=num_kills, seed=seed, say=_say)
     report.keep(scenario=f"api on {engine}", seed=seed, **_about())
     return report
 

@@ -3,24 +3,24 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 from sqlalchemy import select
 
+from orchestrator.execution import processes
+from orchestrator.execution.processes import ProcessIdentity
 from orchestrator.states import ExperimentState
 from orchestrator.store.migrate import upgrade
 from orchestrator.store.models import ExperimentRow
 from orchestrator.store.session import open_database
+from tests.chaos.nursery import Nursery
 from tests.chaos.report import Report
 from tests.support.history import Accepted, read_history, violations
-from tests.support.lab import CHECKOUT, free_port
+from tests.support.lab import free_port
 from tests.support.specs import experiment_document
 
 _NUM_CLIENTS = 8
@@ -38,12 +38,12 @@ class _Client(threading.Thread):
         self.accepted: list[Accepted] = []
         self.cancelled: list[str] = []
         self.wrong: list[str] = []
-        self._number, self._url, self._stop = number, url, stop
+        self._number, self._url, self._is_over = number, url, stop
 
     def run(self) -> None:
         count = 0
         with httpx.Client(base_url=self._url, trust_env=False, timeout=_TIMEOUT_S) as client:
-            while not self._stop.is_set():
+            while not self._is_over.is_set():
                 count += 1
                 key = f"client-{self._number}-{count}"
                 headers = {"Idempotency-Key": key}
@@ -73,7 +73,7 @@ class _Client(threading.Thread):
             time.sleep(_PAUSE_S)
 
 
-def kill_api(home: Path, database_url: str, *, num_kills: int, seed: int) -> Report:
+def kill_api(home: Path, database_url: str, *, num_kills: int, seed: int, say: Callable[[str], None]) -> Report:
     """Kills the API of a fresh home at random moments, its start among them, and checks what its clients were told."""
     rng = random.Random(seed)
     home.mkdir(parents=True, exist_ok=True)
@@ -85,17 +85,29 @@ def kill_api(home: Path, database_url: str, *, num_kills: int, seed: int) -> Rep
     for client in clients:
         client.start()
     began = time.monotonic()
-    for _ in range(num_kills):
-        with _server(home, database_url, port) as process:
+    with Nursery("api.__main__") as nursery:
+
+        def start() -> ProcessIdentity:
+            return nursery.start(
+                ["--port", str(port), "--no-token"],
+                log=home / "api.log",
+                environment={**os.environ, "EVENLOAD_HOME": str(home), "EVENLOAD_DATABASE_URL": database_url},
+            )
+
+        for number in range(num_kills):
+            process = start()
             if rng.random() < 0.9:
                 _wait_ready(url, process)
-            time.sleep(rng.uniform(0, 1))
-            os.kill(process.pid, signal.SIGKILL)
-    with _server(home, database_url, port) as process:
+            time.sleep(rng.uniform(0, 0.7))
+            _end(process)
+            if number % 20 == 19:
+                say(f"{number + 1} of {num_kills} kills of the API")
+        process = start()
         _wait_ready(url, process)
         stop.set()
         for client in clients:
             client.join(60)
+        _end(process)
     report = Report(kills={"api": num_kills}, duration_s=time.monotonic() - began)
     accepted = [entry for client in clients for entry in client.accepted]
     report.counts = {"accepted": len(accepted), "cancelled": sum(len(client.cancelled) for client in clients)}
@@ -121,31 +133,19 @@ def kill_api(home: Path, database_url: str, *, num_kills: int, seed: int) -> Rep
     return report
 
 
-@contextmanager
-def _server(home: Path, database_url: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    environment = {
-        **os.environ,
-        "EVENLOAD_HOME": str(home),
-        "EVENLOAD_DATABASE_URL": database_url,
-        "PYTHONPATH": str(CHECKOUT),
-    }
-    command = [sys.executable, "-m", "api", "--port", str(port), "--no-token"]
-    with (home / "api.log").open("ab") as log:
-        process = subprocess.Popen(command, env=environment, cwd=CHECKOUT, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+def _wait_ready(url: str, process: ProcessIdentity) -> None:
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
         try:
             httpx.get(f"{url}/livez", trust_env=False, timeout=_TIMEOUT_S).raise_for_status()
             return
         except httpx.TransportError:
-            if process.poll() is not None or time.monotonic() > deadline:
+            if not processes.is_alive(process) or time.monotonic() > deadline:
                 raise RuntimeError("the API did not start") from None
             time.sleep(0.02)
+
+
+def _end(process: ProcessIdentity) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    while processes.is_alive(process):
+        time.sleep(0.005)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from orchestrator.execution.checkpoints import is_whole
 from orchestrator.execution.processes import ProcessIdentity
 from orchestrator.states import ExperimentState, TrialState, is_terminal
 from orchestrator.store.session import Database, database_url, open_database
+from tests.chaos.nursery import Nursery
 from tests.chaos.report import Report
 from tests.support.history import History, read_history, violations
 from tests.support.lab import processes_of
@@ -48,24 +48,28 @@ def sweep(*, synchronous: bool) -> dict[str, Any]:
 class _Lab:
     """A home with a daemon that is started again whenever it is dead."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nursery: Nursery) -> None:
+        self._nursery = nursery
         self.root = fresh_home(root)
         self.database: Database = open_database(database_url(self.root))
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: ProcessIdentity | None = None
         self.experiments: dict[str, bool] = {}
 
-    def start_daemon(self) -> None:
+    def revive(self) -> None:
+        """Starts a daemon if there is none."""
+        if self.daemon is not None and processes.is_alive(self.daemon):
+            return
         environment = processes.child_environment({"EVENLOAD_HOME": str(self.root)})
         environment.pop("RAY_ADDRESS", None)
         # Nothing answers there: MLflow is down all the time.
         environment["EVENLOAD_MLFLOW_URI"] = "http://127.0.0.1:9"
-        self.daemon = processes.start_module(
-            "orchestrator", ["--num-cpus", "2"], log=self.root / "daemon.log", environment=environment
-        )
+        self.daemon = self._nursery.start(["--num-cpus", "2"], log=self.root / "daemon.log", environment=environment)
 
-    def revive(self) -> None:
-        if self.daemon is None or self.daemon.poll() is not None:
-            self.start_daemon()
+    def end(self) -> None:
+        """Stops the daemon in good order."""
+        if self.daemon is not None and processes.is_alive(self.daemon):
+            os.kill(self.daemon.pid, signal.SIGTERM)
+            psutil.wait_procs([psutil.Process(self.daemon.pid)], timeout=120)
 
     def keep_busy(self) -> None:
         """Sees to it that there are experiments to drive, synchronous and asynchronous in turns."""
@@ -112,16 +116,20 @@ class _Lab:
             return work.events.last_id()
 
 
-def kill_executors(root: Path, *, kills: dict[str, int], seed: int, say: Callable[[str], None]) -> Report:
+def kill_executors(
+    root: Path, *, kills: dict[str, int], seed: int, minutes: float, say: Callable[[str], None]
+) -> Report:
     """Kills processes of a fresh home in random order, lets it come to its end, and checks what is there.
 
     Args:
         kills: how many of `daemon`, `driver`, `trial` and `head`.
+        minutes: after which no more are killed; the report says how many were.
     """
     rng = random.Random(seed)
     victims = [kind for kind, count in kills.items() for _ in range(count)]
     rng.shuffle(victims)
-    lab = _Lab(root)
+    nursery = Nursery("orchestrator.__main__", "orchestrator.execution.daemon")
+    lab = _Lab(root, nursery)
     began = time.monotonic()
     done: Counter[str] = Counter()
     left: list[tuple[float, ProcessIdentity]] = []
@@ -129,6 +137,8 @@ def kill_executors(root: Path, *, kills: dict[str, int], seed: int, say: Callabl
     fruitless = 0
     try:
         for number, kind in enumerate(victims):
+            if time.monotonic() - began > 60 * minutes:
+                break
             lab.keep_busy()
             lab.revive()
             before = lab.progress()
@@ -148,10 +158,8 @@ def kill_executors(root: Path, *, kills: dict[str, int], seed: int, say: Callabl
         _wait(lab, lambda: _all_over(lab), what="the undisturbed sweep")
         problems += _judge(lab, undisturbed)
     finally:
-        assert lab.daemon is not None
-        if lab.daemon.poll() is None:
-            os.kill(lab.daemon.pid, signal.SIGTERM)
-            lab.daemon.wait(120)
+        lab.end()
+        nursery.__exit__(None, None, None)
         counts = _counts(lab)
         lab.database.close()
     deadline = time.monotonic() + _ORPHAN_S
@@ -166,13 +174,13 @@ def _kill(lab: _Lab, kind: str, rng: random.Random) -> list[ProcessIdentity]:
     if kind == "daemon":
         time.sleep(rng.uniform(0, 2))
         assert lab.daemon is not None
-        lab.daemon.kill()
-        lab.daemon.wait()
+        _sigkill(lab.daemon.pid)
+        _wait(lab, lambda daemon=lab.daemon: not processes.is_alive(daemon), what="the daemon's end")
         return []
     if kind == "driver":
         drivers = _wait(lab, lab.drivers, what="a driver")
         time.sleep(rng.uniform(0, 6))
-        identity = rng.choice(sorted(drivers.values()))
+        identity = drivers[rng.choice(sorted(drivers))]
         owned = lab.trials() if len(lab.drivers()) == 1 else []
         _sigkill(identity.pid)
         return owned

@@ -19,7 +19,7 @@ from tests.support.services import fresh_home, wait_until
 from tests.support.sweeps import submit, sweep_document
 from tests.support.training import STEP_TOKENS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(290)]
 
 
 class Daemons:

@@ -14,7 +14,7 @@ from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document
 from tests.support.training import DIVERGING, STEP_TOKENS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(280)]
 
 NUM_STEPS = 400
 LONG = sweep_document(

@@ -12,7 +12,7 @@ from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document
 from tests.support.training import STEP_TOKENS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(280)]
 
 
 def test_two_workers_give_the_losses_and_loads_of_one(installation: Installation) -> None:

@@ -11,7 +11,7 @@ from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(280)]
 
 
 def kill_driver_after_rungs(installation: Installation, experiment_id: str, num_rungs: int) -> None:

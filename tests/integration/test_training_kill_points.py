@@ -43,6 +43,7 @@ LOOP: dict[str, Any] = {
     "checkpoint_every_tokens": 2 * STEP_TOKENS,
     "evaluate_every_tokens": 3 * STEP_TOKENS,
     "log_every_steps": 2,
+    "probe_tokens": 128,
 }
 
 
