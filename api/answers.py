@@ -19,6 +19,7 @@ from orchestrator.store.overview import (
     Best,
     NewestRun,
     Pace,
+    best_points,
     best_trials,
     most_dead,
     newest_runs,
@@ -170,9 +171,12 @@ def _share_left(progress: Mapping[str, Any]) -> float:
 
 def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str, Any]]:
     objectives = {record.id: Objective.model_validate(record.spec["objective"]) for record in records}
-    best = best_trials(
-        work.connection, {key: objective.direction == "maximize" for key, objective in objectives.items()}
-    )
+    maximize = {key: objective.direction == "maximize" for key, objective in objectives.items()}
+    # A spec of an older release does not say: its points have one seed.
+    replicas = {record.id: seeds for record in records if (seeds := record.spec.get("replicas", 1)) > 1}
+    best = best_trials(work.connection, {key: value for key, value in maximize.items() if key not in replicas})
+    if replicas:
+        best |= best_points(work.connection, {key: maximize[key] for key in replicas}, replicas)
     ids = [record.id for record in records]
     spikes = num_spikes(work.connection, ids)
     baselines = references(work.connection, ids)

@@ -25,7 +25,10 @@ class TrialCounts(Answer):
 
 
 class BestTrial(Answer):
-    """The completed trial of the search with the best objective so far."""
+    """The completed trial of the search with the best objective so far.
+
+    Where points have several seeds: the point with the best mean, of those that completed with all, as its first trial.
+    """
 
     trial_id: str
     number: int

@@ -152,6 +152,56 @@ def best_trials(connection: Connection, maximize: Mapping[str, bool]) -> dict[st
     return best
 
 
+def best_points(
+    connection: Connection, maximize: Mapping[str, bool], num_replicas: Mapping[str, int]
+) -> dict[str, Best]:
+    """Experiment id -> its best point by the mean over its seeds, of those with all of them; as its first trial.
+
+    Args:
+        maximize: experiment id -> whether a larger objective is better.
+        num_replicas: of the same experiments: how many seeds every point has.
+    """
+    mean = func.avg(TrialRow.objective)
+    rows = connection.execute(
+        select(
+            TrialRow.experiment_id,
+            TrialRow.point,
+            func.count().label("num_completed"),
+            mean.label("mean"),
+            func.min(TrialRow.number).label("number"),
+        )
+        .where(
+            TrialRow.experiment_id.in_(maximize),
+            TrialRow.kind == TrialKind.SEARCH.value,
+            TrialRow.point.is_not(None),
+            TrialRow.state == TrialState.COMPLETED.value,
+            TrialRow.objective.is_not(None),
+            TrialRow.veto.is_(None),
+        )
+        .group_by(TrialRow.experiment_id, TrialRow.point)
+    )
+    found: dict[str, tuple[float, int, float]] = {}
+    for row in rows:
+        if row.num_completed == num_replicas[row.experiment_id]:
+            place = (-row.mean if maximize[row.experiment_id] else row.mean, row.number, row.mean)
+            found[row.experiment_id] = min(place, found.get(row.experiment_id, place))
+    best: dict[str, Best] = {}
+    for experiment_id, (_, number, objective) in found.items():
+        trial = connection.execute(
+            select(TrialRow.id, TrialRow.objective_tokens, TrialRow.params).where(
+                TrialRow.experiment_id == experiment_id, TrialRow.number == number
+            )
+        ).one()
+        best[experiment_id] = Best(
+            trial_id=trial.id,
+            number=number,
+            objective=objective,
+            objective_tokens=trial.objective_tokens,
+            params=trial.params,
+        )
+    return best
+
+
 def references(connection: Connection, experiment_ids: Collection[str]) -> dict[str, Reference]:
     """Experiment id -> what its trials are compared with: its first completed baseline, where there is one."""
     rows = connection.execute(

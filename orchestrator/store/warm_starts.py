@@ -5,6 +5,7 @@ from dataclasses import asdict
 from sqlalchemy import insert, select
 
 from orchestrator.errors import NotFound, SpecProblem, SpecRejected
+from orchestrator.search.points import as_trials
 from orchestrator.search.warm_start import Skipped, Source, WarmStart, WarmTrial, warm_start
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, TrialState
@@ -39,8 +40,8 @@ class WarmStarts(Repository):
                 )
                 continue
             if experiment_id not in spec.warm_start[:index]:
-                trials = self._work.trials.history(experiment_id)
                 source_spec = ExperimentSpec.model_validate(record.spec)
+                trials = as_trials(source_spec, self._work.trials.history(experiment_id))
                 sources.append(Source(experiment_id=experiment_id, spec=source_spec, trials=trials))
         if problems:
             raise SpecRejected(problems)

@@ -1,11 +1,16 @@
 """Trials that wait at rungs with a checkpoint, played through the conductor: promotion, batches, seeds, populations."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console, RenderableType
 
+from api.answers import experiment_summaries
+from api.comparison import comparison
+from api.tables import comparison_view
 from orchestrator.search.promote import promoted
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
@@ -43,6 +48,13 @@ WAITING = {
     "population": (22, {"scheduler": PBT, "num_trials": 3}),
 }
 """Experiments whose trials wait at rungs, and the call after which their driver is gone."""
+
+
+def rendered(view: RenderableType) -> str:
+    """What a person sees of it."""
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(view)
+    return console.export_text()
 
 
 def promises(database: Database, experiment_id: str) -> None:
@@ -99,6 +111,22 @@ def test_trials_that_wait_survive_a_kill(database: Database, tmp_path: Path, nam
         undisturbed = submit(database, document)
         play(take_over(database, tmp_path, undisturbed, max_concurrent=1))
         assert table(database, killed) == table(database, undisturbed)
+    if name == "seeds":
+        with database.read() as work:
+            shown = comparison(work, killed)
+            (summary,) = experiment_summaries(work, [work.experiments.get(killed)])
+        best = shown.points[0]
+        assert (best.rank, best.kind, best.num_completed, best.num_open) == (1, "search", 2, 0)
+        assert summary.num_trials == len(after) == 6
+        assert summary.best is not None
+        assert (summary.best.trial_id, summary.best.objective) == (best.trial_ids[0], best.mean)
+        # The script's runs do not depend on the seed, so all pairs differ alike.
+        (difference,) = best.differences
+        assert (difference.baseline_label, difference.num_pairs) == ("dense", 2)
+        assert difference.low == difference.high == difference.value
+        text = rendered(comparison_view(shown))
+        assert "By configuration, mean over seeds" in text
+        assert f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]" in text
     if name == "population":
         states = [(row[3], row[4]) for row in table(database, killed)]
         num_ended = states.count((TrialState.PRUNED, Cause.PBT))

@@ -96,8 +96,9 @@ def test_a_comparison_shows_start_and_end_of_every_domain_and_its_control() -> N
     text = printed(
         comparison_view(
             Comparison(
-                experiment_id="exp_1", objective=Objective(), contract="equal training tokens", baseline_trial_id=None,
-                domains=["books"], noise=None, rows=[full, failed], caveats=["One seed."],
+                experiment_id="exp_1", objective=Objective(), further_objectives=[], contract="equal training tokens",
+                baseline_trial_id=None, domains=["books"], noise=None, rows=[full, failed], points=[],
+                caveats=["One seed."],
             )
         )
     )  # fmt: skip

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.schedulers import ASHAScheduler
 from orchestrator.search.points import is_paused
 from orchestrator.search.promote import never_promoted, promoted
 from orchestrator.search.stop import bracket_of
+from orchestrator.search.study import study_of
 from orchestrator.search.waiting import Verdict, next_wait, on_arrival
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
@@ -261,3 +263,14 @@ def test_value_that_is_not_finite_does_not_wait(value: float | None) -> None:
     decision = on_arrival(SPECS["asha"], trial, 0, value, ())
     assert decision is not None
     assert decision.decision is RungDecision.STOP
+
+
+def test_sampler_is_told_of_a_paused_trial_as_pruned_there() -> None:
+    spec = experiment_spec(scheduler=PROMOTING, base=train_document(loop=LOOP), sampler={"kind": "tpe"})
+    trials = study_of(spec, number=2, history=[paused(0, 2.0, rung=1), paused(1, 1.0)]).trials
+    assert [trial.state.name for trial in trials] == ["PRUNED", "PRUNED"]
+    assert [trial.intermediate_values for trial in trials] == [{1000: 2.0, 3000: 2.0}, {1000: 1.0}]
+    by_cost = PROMOTING | {"resource": "active_flops", "min_tokens": None, "min_resource": 1e10}
+    spec = spec.model_copy(update={"scheduler": ASHAScheduler.model_validate(by_cost)})
+    (trial,) = study_of(spec, number=1, history=[paused(0, 2.0, rung=1)]).trials
+    assert trial.intermediate_values == {0: 2.0, 1: 2.0}, "rungs, where trials have them at different tokens"
