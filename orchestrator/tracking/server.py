@@ -59,6 +59,10 @@ def start_server(root: Path, *, port: int | None = None) -> tuple[ProcessIdentit
         environment=processes.child_environment(
             {
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                # Its assistant runs commands on this machine for whoever can reach the port, which nobody has to sign
+                # in to: only in a container, then, or not at all.
+                "MLFLOW_ENABLE_ASSISTANT_SANDBOX": "true",
+                "MLFLOW_ENABLE_AI_GATEWAY": "false",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "DO_NOT_TRACK": "true",
             }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.training import STEP_TOKENS, Finished, run_training, train_config
 from trainer.bundle import BundleInvalid, unpack_bundle, write_bundle
@@ -73,7 +74,10 @@ def test_what_is_in_it(finished: Finished, tmp_path: Path):
     bundle = tmp_path / "run.tar.gz"
     files = write_bundle(finished.folder, bundle, spec=b'{"name": "x"}')
     assert sorted({"bundle.json", *files}) == names(bundle)
-    assert {"config.json", "environment.json", "data.json", "spec.json", "requirements.lock"} <= files.keys()
+    named = {"config.json", "environment.json", "packages.txt", "data.json", "spec.json", "requirements.lock"}
+    assert named <= files.keys()
+    environment = json.loads((finished.folder / "environment.json").read_text())
+    assert ("code.patch" in files) == bool(environment["git_dirty"])
     assert "checkpoints/step-00000004/manifest.json" in files
     assert not any(name.endswith(".safetensors") for name in files)
     (tmp_path / "unpacked").mkdir()
@@ -84,6 +88,8 @@ def test_what_is_in_it(finished: Finished, tmp_path: Path):
         {"seed": 0},
         config().fingerprint(),
     )
+    assert about["git_commit"] == environment["git_commit"]
+    assert f"torch=={torch.__version__}" in (unpacked / "packages.txt").read_text().splitlines()
     data = json.loads((unpacked / "data.json").read_text())
     assert set(data["corpora"]) == {"legal", "speeches"}
     assert all(len(corpus["sha256"]) == 64 for corpus in data["corpora"].values())
