@@ -7,7 +7,7 @@ import uvicorn
 
 from api.address import publish_address
 from api.app import create_app
-from api.auth import ensure_token
+from api.auth import ensure_token, owner_tokens
 from api.settings import Settings
 from orchestrator import home
 from orchestrator.store.migrate import upgrade
@@ -32,6 +32,7 @@ def settings_from(arguments: list[str]) -> Settings:
         home=root,
         database_url=database_url(root),
         token=None if given.no_token else ensure_token(home.token_path(root)),
+        owners=owner_tokens(home.tokens_folder(root)),
         host=given.host,
         port=given.port,
         allowed_hosts=tuple(given.allow_host),

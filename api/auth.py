@@ -7,6 +7,7 @@ the request's URL, which a Host header can bend (Starlette "BadHost", CVE-2026-4
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -21,6 +22,9 @@ from api.settings import Settings
 
 TOKEN_BYTES = 32
 SESSION_DURATION_S = 7 * 24 * 3600
+LOCAL = "local"
+"""The owner of what comes with the installation's own token, or without any."""
+OWNER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -55,6 +59,27 @@ def replace_token(path: Path) -> str:
     """Writes a new token to `path` and returns it; sessions and clients of the old one end when the API restarts."""
     path.unlink(missing_ok=True)
     return ensure_token(path)
+
+
+def owner_tokens(folder: Path) -> dict[str, str]:
+    """Name -> token of the files in `folder`, which need not exist."""
+    return {path.name: ensure_token(path) for path in sorted(folder.glob("*"))} if folder.is_dir() else {}
+
+
+def ensure_owner(folder: Path, name: str) -> str:
+    """The token of the owner `name`, made if it is missing; raises ValueError for a name that cannot be one."""
+    if not OWNER_NAME.fullmatch(name) or name == LOCAL:
+        raise ValueError(f"an owner is named with a-z, 0-9, - and _, and not {LOCAL!r}; got {name!r}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return ensure_token(folder / name)
+
+
+def owner_of(settings: Settings, token: str) -> str | None:
+    """Whose token it is: `local` for the installation's own, a name, or None for nobody's."""
+    known = {**settings.owners, LOCAL: settings.token or ""}
+    # All are compared, so that the time it takes tells nothing.
+    found = [name for name, expected in known.items() if _same(token, expected)]
+    return found[0] if found and token else None
 
 
 def cookie_name(settings: Settings) -> str:
@@ -107,39 +132,43 @@ def _is_from_browser(headers: Headers) -> bool:
     return "sec-fetch-site" in headers or "origin" in headers
 
 
-def authenticate(request: Request, settings: SettingsOf) -> None:
-    """Raises unless the request carries the token or a session cookie."""
+def authenticate(request: Request, settings: SettingsOf) -> str:
+    """The owner whose token, or whose session's cookie, the request carries; raises if it carries none."""
     if settings.token is None:
         if request.method not in SAFE_METHODS and _is_from_browser(request.headers):
             require_same_site(request.headers)
-        return
+        return LOCAL
     authorization = request.headers.get("authorization")
     if authorization is not None:
         scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not _same(given.strip(), settings.token):
+        owner = owner_of(settings, given.strip()) if scheme.lower() == "bearer" else None
+        if owner is None:
             raise _unauthenticated("The token is not the one of this server; `evenload token` prints it.")
-        return
+        return owner
     session = request.cookies.get(cookie_name(settings))
     if session is None:
         raise _unauthenticated(
             "Send `Authorization: Bearer <token>`; `evenload token` prints the token and the dashboard's address."
         )
-    if not is_session(session, settings.token, now_s=time.time()):
+    known = {LOCAL: settings.token, **settings.owners}
+    owners = [name for name, token in known.items() if is_session(session, token, now_s=time.time())]
+    if not owners:
         raise _unauthenticated("The session is over; open the address that `evenload up` or `evenload token` prints.")
     if request.method not in SAFE_METHODS:
         require_same_site(request.headers)
+    return owners[0]
 
 
-Authenticated = Annotated[None, Depends(authenticate)]
+Owner = Annotated[str, Depends(authenticate)]
 
 
 def start_session(request: Request, response: Response, settings: Settings, *, token: str) -> None:
     """Sets the session cookie on `response` if `token` is the server's; raises otherwise."""
     if _is_from_browser(request.headers):
         require_same_site(request.headers)
-    if settings.token is not None and not _same(token, settings.token):
+    if settings.token is not None and owner_of(settings, token) is None:
         raise _unauthenticated("The token is not the one of this server; `evenload token` prints it.")
-    value = session_value(settings.token or "", int(time.time()) + SESSION_DURATION_S)
+    value = session_value(token if settings.token else "", int(time.time()) + SESSION_DURATION_S)
     response.set_cookie(
         cookie_name(settings),
         value,

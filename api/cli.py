@@ -482,13 +482,20 @@ def fork(
 
 @cli.command()
 @click.option("--new", is_flag=True, help="Replace the token; counts from the next start of the API.")
-def token(new: bool) -> None:
+@click.option("--owner", help="That of another person, made if it is missing; counts from the next start of the API.")
+def token(new: bool, owner: str | None) -> None:
     """Print the API's token and the dashboard's address with it."""
-    from api.auth import ensure_token, replace_token
+    from api.auth import ensure_owner, ensure_token, replace_token
     from orchestrator import home
 
     root = home.home()
     path = home.token_path(root)
+    if owner is not None:
+        path = home.tokens_folder(root) / owner
+        try:
+            ensure_owner(path.parent, owner)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
     text = replace_token(path) if new else ensure_token(path)
     click.echo(text)
     click.echo(f"{_url_of_home(root)}/?token={text}", err=True)

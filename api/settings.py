@@ -1,6 +1,7 @@
 """What a server process is told from outside."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ class Settings:
         home: the folder where everything is kept.
         database_url: SQLAlchemy URL.
         token: the bearer token; None turns authentication off, which only a loopback address may do.
+        owners: name -> bearer token of further people, who may do the same; their experiments are theirs.
         host, port: the address the server listens on.
         allowed_hosts: names that the Host header may carry besides loopback names and `host`, without port.
         webui: the folder of the built dashboard.
@@ -27,6 +29,7 @@ class Settings:
     home: Path
     database_url: str
     token: str | None
+    owners: Mapping[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8080
     allowed_hosts: tuple[str, ...] = ()

@@ -90,13 +90,15 @@ def plan_fork(
     return PlannedFork(admitted=admit(document, capacity=capacity), checkpoint=checkpoint, changes=dict(changes))
 
 
-def submit_fork(work: Work, planned: PlannedFork, *, key: str | None, fingerprint: str) -> Submission:
+def submit_fork(
+    work: Work, planned: PlannedFork, *, key: str | None, fingerprint: str, owner: str = "local"
+) -> Submission:
     """Queues a planned fork, and pins its checkpoint.
 
     Args:
         work: of the transaction.
         planned: by `plan_fork`, possibly a while ago.
-        key, fingerprint: as for `experiments.submit`.
+        key, fingerprint, owner: as for `experiments.submit`.
 
     Raises:
         IdempotencyKeyReused: see `experiments.submit`.
@@ -110,6 +112,7 @@ def submit_fork(work: Work, planned: PlannedFork, *, key: str | None, fingerprin
         warnings=planned.admitted.warnings,
         key=key,
         fingerprint=fingerprint,
+        owner=owner,
     )
     if submission.replayed:
         return submission

@@ -2,6 +2,7 @@
 
     <home>/evenload.db                 the database (unless EVENLOAD_DATABASE_URL names another)
     <home>/token                       the API's bearer token, 0600
+    <home>/tokens/<name>               those of further people, each an owner of experiments
     <home>/cache/tokens/               token shards
     <home>/ray/ mlflow/ logs/          state of the services
     <home>/experiments/<experiment id>/spec.json                      its spec, for whoever reads the folder without us
@@ -33,6 +34,11 @@ def database_path(root: Path) -> Path:
 def token_path(root: Path) -> Path:
     """The file with the API's bearer token."""
     return root / "token"
+
+
+def tokens_folder(root: Path) -> Path:
+    """Files with the bearer tokens of further people, by name."""
+    return root / "tokens"
 
 
 def token_cache_folder(root: Path) -> Path:

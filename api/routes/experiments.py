@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 
 from api.answers import experiment_detail, experiment_summaries, run_rows, trial_rows
+from api.auth import Owner
 from api.comparison import comparison
 from api.dependencies import Cursor, DatabaseOf, Limit
 from api.problems import KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
@@ -40,7 +41,7 @@ IdempotencyKey = Annotated[
     openapi_extra=SPEC_BODY,
 )
 def submit_experiment(
-    document: SpecDocument, database: DatabaseOf, response: Response, key: IdempotencyKey = None
+    document: SpecDocument, database: DatabaseOf, response: Response, owner: Owner, key: IdempotencyKey = None
 ) -> ExperimentDetail:
     """Queue an experiment. Repeating the call with the same key and body gives the first answer."""
     admitted = admit(document, capacity=capacity(database))
@@ -51,6 +52,7 @@ def submit_experiment(
             warnings=admitted.warnings,
             key=key,
             fingerprint=fingerprint(document),
+            owner=owner,
         )
     )
     response.headers["Location"] = f"/v1/experiments/{submission.experiment.id}"

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from api.answers import checkpoint_rows, experiment_detail, fork_read
+from api.auth import Owner
 from api.dependencies import DatabaseOf
 from api.problems import KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
 from api.routes.experiments import IdempotencyKey, fingerprint
@@ -48,6 +49,7 @@ def fork_run(
     request: ForkRequest,
     database: DatabaseOf,
     response: Response,
+    owner: Owner,
     key: IdempotencyKey = None,
 ) -> ExperimentDetail:
     """Queue an experiment of one trial that goes on from a checkpoint of the run, with some values changed.
@@ -65,7 +67,7 @@ def fork_run(
             capacity=capacity_of(work.services.get("ray")),
         )
     mark = fingerprint({"run": run_id, **request.model_dump(mode="json")})
-    submission = database.run(lambda work: submit_fork(work, planned, key=key, fingerprint=mark))
+    submission = database.run(lambda work: submit_fork(work, planned, key=key, fingerprint=mark, owner=owner))
     response.headers["Location"] = f"/v1/experiments/{submission.experiment.id}"
     if submission.replayed:
         response.headers["Idempotency-Replayed"] = "true"

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
 
+from api.auth import ensure_owner, owner_tokens
 from api.cli import cli
 from api.client import Client
 from api.errors import RequestFailed, SpecRefused
@@ -158,3 +160,25 @@ def test_trials_are_chosen_by_state(client: Client, database: Database, rest: Te
     assert (stopped["id"], stopped["state"]) == (answer["trial_id"], "cancelled")
     assert evenload("stop", failed).exit_code == 1
     assert rest.post("/v1/trials:stop", json={"filter": {"experiment_id": "exp_0"}}).status_code == 404
+
+
+def test_experiments_are_those_of_whose_token_submitted_them(tmp_path: Path) -> None:
+    token = ensure_owner(tmp_path / "tokens", "ada")
+    assert owner_tokens(tmp_path / "tokens") == {"ada": token}
+    with installation(tmp_path / "home", owners=owner_tokens(tmp_path / "tokens")) as lab:
+        hers = lab.client(headers={"Authorization": f"Bearer {token}"})
+        mine = lab.client()
+        owners = [each.post("/v1/experiments", json=experiment_document()).json()["owner"] for each in (hers, mine)]
+        assert owners == ["ada", "local"]
+        assert lab.client(headers={"Authorization": "Bearer ada"}).get("/v1/experiments").status_code == 401
+        session = lab.client(headers={"Sec-Fetch-Site": "same-origin"})
+        assert session.post("/v1/session", json={"token": token}).status_code == 204
+        assert session.post("/v1/experiments", json=experiment_document()).json()["owner"] == "ada"
+        answers = mine.post("/v1/experiments:pause", json={"filter": {"owner": "ada"}}).json()["items"]
+        assert [answer["ok"] for answer in answers] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["local", "Ada", "a/b", "..", ""])
+def test_owner_has_a_name_that_a_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="an owner is named"):
+        ensure_owner(tmp_path, name)
