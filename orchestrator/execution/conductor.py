@@ -19,19 +19,19 @@ from orchestrator.capacity import NodeCapacity
 from orchestrator.errors import Fenced, StoreUnavailable
 from orchestrator.execution.checkpoints import Shelf
 from orchestrator.execution.recorder import Recorder, read_json
+from orchestrator.execution.waiting_room import WaitingRoom
 from orchestrator.search.past import past_of
 from orchestrator.search.points import as_trials, points_of, replica_config
-from orchestrator.search.population import Copy, Generation, copy_of, generation
-from orchestrator.search.promote import never_promoted, promoted
 from orchestrator.search.propose import propose
 from orchestrator.search.rungs import rung_seconds, rung_tokens
 from orchestrator.search.told import Memory
 from orchestrator.search.visible import without_added
-from orchestrator.search.waiting import Verdict, due, next_wait, promotes, waits_at_rungs
+from orchestrator.search.waiting import next_wait, promotes, waits_at_rungs
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, TrialState, is_terminal
 from orchestrator.store.records import Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
 from orchestrator.store.session import Database
+from orchestrator.store.trials import Remembered
 from orchestrator.store.work import Work
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest
@@ -96,8 +96,10 @@ class Conductor:
             self.spec = ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
             self._warm = work.warm_starts.of_experiment(experiment_id)
         self._memory = Memory()
+        self._remembered = Remembered()
         self._shelf = Shelf(database, root, epoch=epoch, spec=self.spec)
         self._recorder = Recorder(root=root, experiment_id=experiment_id, epoch=epoch, spec=self.spec)
+        self._waiting_room = WaitingRoom(recorder=self._recorder)
         self._lock = threading.RLock()
         self._live: dict[str, RunRecord] = {}
         self._nothing_new = False
@@ -144,7 +146,7 @@ class Conductor:
         for run in self.persist(take_over):
             logger.info("run %s was left by the last driver", run.id)
         self._obey()
-        self._decide_waiting()
+        self._settle_waiting()
 
     def next_run(self) -> RunRequest | Next:
         """Starts the next run: of a trial that has to go on, else of a newly proposed one."""
@@ -169,8 +171,8 @@ class Conductor:
             if following is not None:
                 return self._start(following)
             if not self._live and promotes(self.spec):
-                self._end_waiting()
-            if self._decide_waiting():  # a user may have stopped the one that the others waited for
+                self._dismiss_waiting()
+            if self._settle_waiting():  # a user may have stopped the one that the others waited for
                 return Next.WAIT
             if self._read(lambda work: work.trials.unsettled(self.experiment_id)):
                 self._nothing_new = True
@@ -194,7 +196,7 @@ class Conductor:
                 return False
             if not goes_on or report.kind in ("finished", "stopped", "failed"):
                 self._forget(run_id)
-                self._decide_waiting()
+                self._settle_waiting()
             return goes_on
 
     def ended(self, run_id: str, problem: str | None) -> None:
@@ -216,7 +218,7 @@ class Conductor:
                 self._leave_if_fenced()
             self._forget(run_id)
             self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
-            self._decide_waiting()
+            self._settle_waiting()
 
     def stop(self, why: Stopping) -> None:
         """Asks all live runs to write a checkpoint and end; no further one is started."""
@@ -388,7 +390,11 @@ class Conductor:
             return self._proposal(number, history)
 
         while True:
-            trial = self.persist(lambda work: work.trials.propose(self.experiment_id, epoch=self.epoch, choose=choose))
+            trial = self.persist(
+                lambda work: work.trials.propose(
+                    self.experiment_id, epoch=self.epoch, choose=choose, remembered=self._remembered
+                )
+            )
             if trial is None or trial.state is not TrialState.INFEASIBLE:
                 return trial
             logger.info("trial %d is infeasible: %s", trial.number, trial.reason)
@@ -430,7 +436,7 @@ class Conductor:
             return Proposal(
                 params=first.params,
                 config=None if config is None else replica_config(config, replica),
-                problem=first.reason or None,
+                problem=first.reason if config is None else None,
                 point=last.record.number,
                 replica=replica,
             )
@@ -441,101 +447,28 @@ class Conductor:
         return None if proposal is None else replace(proposal, point=number, replica=0)
 
     def _promote(self, *, is_last: bool = False) -> TrialRecord | None:
-        """Promotes the paused trial that the next free place goes to, and returns it; None if there is none.
-
-        The other replicas of its point are promoted with it, and wait for places of their own.
-        """
+        """Promotes the trial that the next free place goes to, and returns it; None if there is none."""
         if not promotes(self.spec):
             return None
 
-        def chosen(work: Work) -> list[Verdict]:
-            live = {run.trial_id for run in work.runs.live(self.experiment_id)}
-            return promoted(self.spec, work.trials.history(self.experiment_id), live=live, is_last=is_last)
+        # Mostly there is none, and reading costs less than writing nothing.
+        if not self._read(lambda work: self._waiting_room.promotable(work, is_last=is_last)):
+            return None
+        return self.persist(lambda work: self._waiting_room.promote(work, is_last=is_last))
 
-        def change(work: Work) -> TrialRecord | None:
-            verdicts = chosen(work)
-            self._record_verdicts(work, verdicts)
-            return work.trials.get(verdicts[0].trial_id) if verdicts else None
-
-        return self.persist(change) if self._read(chosen) else None
-
-    def _end_waiting(self) -> None:
+    def _dismiss_waiting(self) -> None:
         """Prunes the trials that wait for a promotion that will not come: nothing runs and nothing new starts."""
-
-        def change(work: Work) -> tuple[TrialRecord, ...]:
-            history = work.trials.history(self.experiment_id)
-            self._record_verdicts(work, never_promoted(self.spec, history))
-            return self._prune_stopped(work)
-
-        for trial in self.persist(change):
+        for trial in self.persist(self._waiting_room.dismiss):
             self._shelf.tidy(trial)
 
-    def _decide_waiting(self) -> bool:
-        """Decides on all that has arrived at a rung as a whole (batches, points, the population), and prunes what it
-        stops; under population-based training, what goes on in its place is added in the same transaction.
-
-        Returns whether anything was decided.
-        """
+    def _settle_waiting(self) -> bool:
+        """Decides on what has arrived at a rung as a whole; returns whether there was anything to decide."""
         if self._stopping is not None or not waits_at_rungs(self.spec):
             return False
-
-        def settled(work: Work) -> Generation:
-            history = work.trials.history(self.experiment_id)
-            verdicts, copies = generation(self.spec, history)
-            live = {run.trial_id for run in work.runs.live(self.experiment_id)} if verdicts else set()
-            if not live.isdisjoint(verdict.trial_id for verdict in verdicts):
-                verdicts, copies = [], []
-            return Generation(due(self.spec, history) + verdicts, copies)
-
-        def change(work: Work) -> tuple[TrialRecord, ...]:
-            verdicts, copies = settled(work)
-            for copy in copies:
-                self._add_copy(work, copy)
-            self._record_verdicts(work, verdicts)
-            return self._prune_stopped(work)
-
-        # Mostly there is nothing, and reading costs less than writing nothing.
-        has_any = self._read(lambda work: bool(settled(work).verdicts) or bool(self._stopped(work)))
-        for trial in self.persist(change) if has_any else ():
+        has_any = self._read(self._waiting_room.has_any)
+        for trial in self.persist(self._waiting_room.settle) if has_any else ():
             self._shelf.tidy(trial)
         return has_any
-
-    def _record_verdicts(self, work: Work, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            work.rungs.decide(verdict.trial_id, verdict.rung, verdict.decision, epoch=self.epoch)
-
-    def _stopped(self, work: Work) -> list[TrialRecord]:
-        """The trials without a run that a decision has stopped and that have not ended yet."""
-        return [
-            trial
-            for trial in work.trials.waiting(self.experiment_id)
-            if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP
-        ]
-
-    def _prune_stopped(self, work: Work) -> tuple[TrialRecord, ...]:
-        stopped = self._stopped(work)
-        for trial in stopped:
-            self._recorder.prune(work, trial)
-        return tuple(work.trials.get(trial.id) for trial in stopped)
-
-    def _add_copy(self, work: Work, copy: Copy) -> None:
-        """Adds the trial that goes on from its parent's checkpoint in place of one that ends."""
-        tokens = next(record.tokens for record in copy.parent.rungs if record.rung == copy.rung)
-        there = [found for found in work.checkpoints.of_trial(copy.parent.id) if found.tokens == tokens]
-        if not there:
-            logger.error("trial %d has no checkpoint at rung %d, and is not copied", copy.parent.number, copy.rung)
-            return
-        number = len(work.trials.history(self.experiment_id))
-        work.trials.insert(
-            self.experiment_id,
-            number=number,
-            kind=TrialKind.SEARCH,
-            label=None,
-            batch=None,
-            epoch=self.epoch,
-            sequence=work.experiments.next_sequence(self.experiment_id),
-            proposal=copy_of(self.spec, copy.parent, there[-1], number=number),
-        )
 
     def _forget(self, run_id: str) -> None:
         self._live.pop(run_id, None)

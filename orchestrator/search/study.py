@@ -1,7 +1,7 @@
 """The Optuna study that a proposal is asked from, made in memory from the rows each time.
 
-Optuna is imported in `orchestrator.search` alone: by this module, `told`, `distributions`, `row_storage`, `importance`
-and `export`.
+Optuna is imported in `orchestrator.search` alone: by this module, `told`, `tpe`, `distributions`, `row_storage`,
+`importance` and `export`.
 """
 
 import warnings
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.samplers import GPSampler, NSGA2Sampler, NSGA3Sampler, TPESampler
-from orchestrator.search.distributions import suggest
+from orchestrator.search.distributions import distribution, suggest
 from orchestrator.search.draw import derived_seed
 from orchestrator.search.outcome import directions, references
 from orchestrator.search.space import active, parameters
@@ -74,7 +74,8 @@ def study_of(
 
     from orchestrator.search.row_storage import RowStorage
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if optuna.logging.get_verbosity() != optuna.logging.WARNING:  # setting it empties the caches of all loggers
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
     number, history = without_added(number, history)
     known = references(spec.objective, (trial for trial in history if trial.number < number))
     told = (memory or Memory()).told(
@@ -125,10 +126,12 @@ def _sampler(spec: ExperimentSpec, seed: int) -> "optuna.samplers.BaseSampler":
             seed=seed, population_size=config.population_size, dividing_parameter=config.num_divisions
         )
     config = config if isinstance(config, TPESampler) else TPESampler()
-    return optuna.samplers.TPESampler(
-        seed=seed,
-        n_startup_trials=config.num_startup_trials,
-        multivariate=config.multivariate,
-        group=config.multivariate and any(parameter.condition for parameter in parameters(spec)),
-        constant_liar=config.constant_liar,
-    )
+    space = parameters(spec)
+    options = {"seed": seed, "n_startup_trials": config.num_startup_trials, "constant_liar": config.constant_liar}
+    if not config.multivariate:
+        return optuna.samplers.TPESampler(multivariate=False, **options)
+    if any(parameter.condition for parameter in space):
+        return optuna.samplers.TPESampler(multivariate=True, group=True, **options)
+    from orchestrator.search.tpe import KnownSpaceTPESampler
+
+    return KnownSpaceTPESampler({parameter.name: distribution(parameter.domain) for parameter in space}, **options)

@@ -146,6 +146,7 @@ class Memory:
     """
 
     terms: Terms | None = None
+    records: list[TrialRecord] = field(default_factory=list)
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     trials: "list[optuna.trial.FrozenTrial]" = field(default_factory=list)
 
@@ -168,14 +169,16 @@ class Memory:
         terms = _terms(spec, trials, known=known, rejects=bool(rejected))
         # A search has one spec, the same object; comparing whole ones would take longer than what this saves.
         if self.terms is None or self.terms.spec is not spec or self.terms != terms:
-            self.terms, self.rows, self.trials = terms, [], []
+            self.terms, self.records, self.rows, self.trials = terms, [], [], []
         terms = self.terms
         generation: Mapping[int, int] = {}
         if isinstance(spec.sampler, NSGA2Sampler | NSGA3Sampler):
             generation = generations(spec, trials, number=number, size=spec.sampler.population_size).of_trial
-        del self.rows[len(trials) :], self.trials[len(trials) :]
+        del self.records[len(trials) :], self.rows[len(trials) :], self.trials[len(trials) :]
         has_limits = bool(spec.objective.constraints)
         for index, trial in enumerate(trials):
+            if index < len(self.records) and self.records[index] is trial:
+                continue  # which generation it is of does not change either
             born = generation.get(trial.number)
             row = (
                 trial.state,
@@ -187,6 +190,7 @@ class Memory:
                 trial.summary if has_limits else None,
                 born,
             )
+            self.records[index : index + 1] = [trial]
             if index == len(self.rows) or self.rows[index] != row:
                 self.rows[index : index + 1] = [row]
                 self.trials[index : index + 1] = [terms.told(trial, number=index, generation=born)]

@@ -1,9 +1,10 @@
 """Trials: proposed once each, settled once each, and the history that proposals are made from."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, insert, or_, select, update
 
 from orchestrator.errors import IllegalTransition
 from orchestrator.states import Cause, RunState, TrialState, is_terminal
@@ -16,6 +17,19 @@ from orchestrator.store.repository import Repository, missing
 _OPEN = (TrialState.QUEUED, TrialState.RUNNING, TrialState.RETRYING)
 
 
+@dataclass
+class Remembered:
+    """The ended trials of one experiment that were read before: nothing that proposals depend on changes in them.
+
+    Attributes:
+        sequence: of the newest end among them.
+        trials: by number.
+    """
+
+    sequence: int = 0
+    trials: dict[int, TrialRecord] = field(default_factory=dict)
+
+
 class Trials(Repository):
     """Writes and reads trials. Methods with an `epoch` raise Fenced unless it is the current one."""
 
@@ -25,6 +39,7 @@ class Trials(Repository):
         *,
         epoch: int,
         choose: Callable[[int, Sequence[TrialRecord]], Proposal | None],
+        remembered: Remembered | None = None,
     ) -> TrialRecord | None:
         """Asks `choose` for the next trial and records it.
 
@@ -34,9 +49,10 @@ class Trials(Repository):
         Args:
             choose: gets the new trial's number and all trials before it (baselines too) in order of number; returns
                 None when there is nothing more to propose.
+            remembered: what the caller's earlier proposals have read of this experiment; only the rest is read.
         """
         self._work.experiments.hold(experiment_id, epoch)
-        history = self.history(experiment_id)
+        history = self.history(experiment_id) if remembered is None else self._recalled(experiment_id, remembered)
         number = len(history)
         proposal = choose(number, history)
         if proposal is None:
@@ -59,6 +75,20 @@ class Trials(Repository):
     def history(self, experiment_id: str) -> tuple[TrialRecord, ...]:
         """Every trial of the experiment with its rungs, in order of number."""
         return self._records(TrialRow.experiment_id == experiment_id)
+
+    def _recalled(self, experiment_id: str, remembered: Remembered) -> list[TrialRecord]:
+        """The history, of which only what is not remembered is read. The caller holds the experiment.
+
+        Ends are numbered while the experiment is held, so none before the newest one read can still appear.
+        """
+        is_new = or_(TrialRow.finished_sequence.is_(None), TrialRow.finished_sequence > remembered.sequence)
+        found = self._records(TrialRow.experiment_id == experiment_id, is_new)
+        for trial in found:
+            if trial.finished_sequence is not None:
+                remembered.trials[trial.number] = trial
+                remembered.sequence = max(remembered.sequence, trial.finished_sequence)
+        everything = {**remembered.trials, **{trial.number: trial for trial in found}}
+        return [everything[number] for number in sorted(everything)]
 
     def get(self, trial_id: str) -> TrialRecord:
         """The trial with its rungs; raises NotFound."""
