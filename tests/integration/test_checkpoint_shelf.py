@@ -1,12 +1,14 @@
 """The shelf: whatever is deleted or damaged, and whenever, a whole checkpoint of the trial is left."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.execution.checkpoints import Shelf, is_whole
 from orchestrator.spec import ExperimentSpec
+from orchestrator.states import TrialState
 from orchestrator.store.records import CheckpointRecord, RunRecord
 from orchestrator.store.session import Database
 from tests.support.specs import experiment_spec
@@ -111,6 +113,28 @@ def test_whatever_happens_there_is_a_whole_one_if_any_was_whole(trial: Trial, se
             assert newest is not None
             assert is_whole(trial.root / newest.folder, newest.manifest_sha256)
             assert newest.step == max(int(name.removeprefix("step-")) for name in whole)
+
+
+def test_large_checkpoints_are_read_by_a_thread_and_found_as_small_ones_are(database: Database, tmp_path: Path):
+    trial = Trial(database, tmp_path, experiment_spec())
+    trial.shelf = Shelf(database, tmp_path, epoch=trial.epoch, spec=experiment_spec(), large_bytes=50)
+    assert trial.shelf.is_read(trial.id), "there is nothing to read yet"
+    assert trial.shelf.newest_whole(trial.id) is None
+    for step in (1, 2, 3):
+        trial.commit(step)
+    damage(tmp_path / trial.committed()[-1].folder)
+    # It is asked for again and again, and the answer is there once the thread has read two checkpoints.
+    while not trial.shelf.is_read(trial.id):
+        pass
+    newest = trial.shelf.newest_whole(trial.id)
+    assert newest is not None
+    assert newest.step == 2
+    trial.tidy()
+    with database.read() as work:
+        record = work.trials.get(trial.id)
+    trial.shelf.sweep(replace(record, state=TrialState.COMPLETED))
+    assert [checkpoint.step for checkpoint in trial.committed()] == [2]
+    assert trial.on_disk() == [2]
 
 
 def test_checkpoint_without_a_newer_one_is_not_released(trial: Trial):
