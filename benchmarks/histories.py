@@ -1,0 +1,196 @@
+"""How what a driver does grows with the trials that there are: `python -m benchmarks.histories [--json]`.
+
+Without Ray, on a SQLite file with a history of 10 to 10,000 trials, medians in milliseconds:
+
+    decide     a report at a rung of ASHA: taken, decided on among all arrivals there, committed
+    begin      the next trial: proposed at random, written, its run written
+    end        a run's last word: run and trial ended
+    ask        TPE's proposal with what the driver remembers of the last one; `ask_to_optuna` is its ratio to a proposal
+               of the same TPE in a study in memory, in turns
+
+and the memory of this process, which is the driver here, before and after.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from sqlalchemy import insert
+
+from benchmarks.orchestration import conducted, finished, spec_of
+from orchestrator.execution.conductor import Conductor
+from orchestrator.search.propose import propose
+from orchestrator.search.space import resolve
+from orchestrator.search.study import study_of
+from orchestrator.search.told import Memory
+from orchestrator.states import RunState, TrialState
+from orchestrator.store.models import RungRow
+from orchestrator.store.records import Proposal, TrialKind
+from orchestrator.store.session import Database
+from orchestrator.store.work import Work
+from trainer.config.run import DomainEvaluation, RunReport, RunRequest
+
+T = TypeVar("T")
+
+LENGTHS = (10, 100, 1000, 10_000)
+_PARAM = "optimizer.lr"
+_BATCH = 200
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Medians at one length of the history."""
+
+    num_trials: int
+    decide_ms: float
+    begin_ms: float
+    end_ms: float
+    ask_ms: float
+    ask_to_optuna: float
+    driver_mib: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run measured."""
+
+    rounds: int
+    growth: Sequence[Growth]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def as_table(self) -> str:
+        names = list(Growth.__annotations__)
+        rows = [names, *([f"{value:g}" for value in asdict(growth).values()] for growth in self.growth)]
+        return "\n".join("".join(f"{cell:>15}" for cell in row) for row in rows)
+
+
+def run(*, lengths: Sequence[int] = LENGTHS, rounds: int = 9) -> Report:
+    """Measures at each length of the history, shortest first."""
+    return Report(rounds, [_at(length, rounds) for length in lengths])
+
+
+def _at(num_trials: int, rounds: int) -> Growth:
+    scheduler = {"kind": "asha", "min_tokens": 8192, "reduction_factor": 2}
+    spec = spec_of(num_trials + rounds, scheduler=scheduler)
+    times: dict[str, list[float]] = {"decide": [], "begin": [], "end": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="evenload-benchmark-") as folder,
+        conducted(Path(folder) / "home", spec) as (conductor, database),
+    ):
+        for first in range(0, num_trials, _BATCH):
+            numbers = range(first, min(first + _BATCH, num_trials))
+            database.run(lambda work, numbers=numbers: _fill(work, conductor, numbers))
+        for _ in range(rounds):
+            request = _timed(times["begin"], conductor.next_run)
+            assert isinstance(request, RunRequest), request
+            conductor.report(request.run_id, RunReport(kind="started", step=0, tokens=0))
+            arrival = _arrival(request)
+            goes_on = _timed(times["decide"], lambda r=request, a=arrival: conductor.report(r.run_id, a))
+            if goes_on:
+                _timed(times["end"], lambda r=request: conductor.report(r.run_id, finished(r)))
+            conductor.ended(request.run_id, None)
+        ask_ms, ratio = _asked(database, conductor, num_trials, rounds)
+    medians = {name: round(1000 * statistics.median(values), 2) if values else 0.0 for name, values in times.items()}
+    return Growth(
+        num_trials=num_trials,
+        decide_ms=medians["decide"],
+        begin_ms=medians["begin"],
+        end_ms=medians["end"],
+        ask_ms=ask_ms,
+        ask_to_optuna=ratio,
+        driver_mib=round(psutil.Process().memory_info().rss / 2**20, 1),
+    )
+
+
+def _asked(database: Database, conductor: Conductor, num_trials: int, rounds: int) -> tuple[float, float]:
+    """TPE's proposal in milliseconds, and over that of Optuna's own study in memory."""
+    import optuna
+
+    spec = conductor.spec.model_copy(update={"sampler": spec_of(1, sampler={"kind": "tpe"}).sampler})
+    with database.read() as work:
+        history = work.trials.history(conductor.experiment_id)
+    number = len(history) - rounds
+    memory = Memory()
+    rebuilt = study_of(spec, number=number, history=history[:number])
+    study = optuna.create_study(sampler=rebuilt.sampler)
+    study.add_trials(rebuilt.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+    domain: Any = next(iter(study.trials[0].distributions.values()))
+
+    def theirs() -> object:
+        trial = study.ask({_PARAM: domain})
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return trial
+
+    ours_s: list[float] = []
+    theirs_s: list[float] = []
+    propose(spec, number=number, history=history, memory=memory)
+    for index in range(1, rounds):
+        ask = lambda n=number + index: propose(spec, number=n, history=history[:n], memory=memory)  # noqa: E731
+        _timed(ours_s, ask)
+        _timed(theirs_s, theirs)
+    ours, other = statistics.median(ours_s), statistics.median(theirs_s)
+    return round(1000 * ours, 2), round(ours / other, 3)
+
+
+def _fill(work: Work, conductor: Conductor, numbers: range) -> None:
+    """Trials that are over, with their run and their arrival at the first rung."""
+    id, epoch = conductor.experiment_id, conductor.epoch
+    for number in numbers:
+        value = 1e-4 * 1.0004**number
+        params = {_PARAM: value}
+        trial_id = work.trials.insert(
+            id,
+            number=number,
+            kind=TrialKind.SEARCH,
+            label=None,
+            batch=None,
+            epoch=epoch,
+            sequence=work.experiments.next_sequence(id),
+            proposal=Proposal(params=dict(params), config=resolve(conductor.spec, params)),
+        )
+        started = work.runs.start(trial_id, epoch=epoch)
+        work.runs.running(started.id, epoch=epoch)
+        arrival = {"tokens": 8192, "value": value, "decision": "continue", "explanation": "", "at_ms": 0}
+        sequence = work.experiments.next_sequence(id)
+        keys = {"trial_id": trial_id, "rung": 0, "experiment_id": id, "run_id": started.id, "sequence": sequence}
+        work.connection.execute(insert(RungRow).values(**keys, **arrival))
+        work.runs.settle(started.id, epoch=epoch, state=RunState.COMPLETED)
+        work.trials.settle(trial_id, epoch=epoch, state=TrialState.COMPLETED, objective=value, objective_tokens=65_536)
+
+
+def _arrival(request: RunRequest) -> RunReport:
+    """A report at the first rung, better than all before it."""
+    figures = {"all": DomainEvaluation(bits_per_byte=1e-5, loss=1e-5)}
+    step = request.config.steps_for_tokens(request.rung_tokens[0])
+    return RunReport(kind="progress", step=step, tokens=request.rung_tokens[0], rung=0, evaluation=figures)
+
+
+def _timed(into: list[float], call: Callable[[], T]) -> T:
+    started = time.perf_counter()
+    result = call()
+    into.append(time.perf_counter() - started)
+    return result
+
+
+def main() -> None:
+    """Prints the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.histories", description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    report = run(lengths=options.lengths, rounds=options.rounds)
+    print(report.as_json() if options.json else report.as_table())
+
+
+if __name__ == "__main__":
+    main()
