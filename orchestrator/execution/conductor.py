@@ -164,7 +164,7 @@ class Conductor:
                     pass
             for trial in self._read(lambda work: work.trials.waiting(self.experiment_id)):
                 if self._is_ready(trial):
-                    return self._start(trial)
+                    return self._start(trial) if self._shelf.is_read(trial.id) else Next.WAIT
             following = self._promote() or (None if self.spec.synchronous else self._propose())
             if following is None and not self._live:
                 following = self._promote(is_last=True)

@@ -18,7 +18,7 @@ from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import RungDecision, TrialRecord
 from orchestrator.store.session import Database, open_database
 from tests.support.sweeps import ASHA, play, script, submit, sweep_document, table, take_over
-from trainer.config.run import RunRequest
+from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 PBT = {"kind": "pbt", "resource": "steps", "min_resource": 8, "interval_resource": 12, "quantile": 0.4}
 
@@ -217,3 +217,21 @@ def test_lost_seed_of_a_point_is_waited_for_and_a_failed_one_is_not(database: Da
     assert second.cause is Cause.RETRIES_EXHAUSTED
     assert first.rungs[0].decision is RungDecision.CONTINUE
     assert (first.rungs[0].explanation or "").startswith("rank 1 of 1")
+
+
+def test_run_under_rungs_in_seconds_ends_at_the_next_one_that_was_not_reported(
+    database: Database, tmp_path: Path
+) -> None:
+    scheduler = {"kind": "asha", "resource": "seconds", "min_resource": 60, "reduction_factor": 2, "mode": "promote"}
+    conductor = take_over(database, tmp_path, submit(database, sweep_document(num_trials=1, scheduler=scheduler)))
+    request = conductor.next_run()
+    assert isinstance(request, RunRequest)
+    assert (request.rung_tokens, request.stop_at_tokens) == ((), None)
+    assert (request.rung_seconds[:3], request.first_timed_rung, request.stop_at_timed_rung) == ((60, 120, 240), 0, 0)
+    score = {"all": DomainEvaluation(bits_per_byte=3.0, loss=4.0)}
+    conductor.report(request.run_id, RunReport(kind="started", step=0, tokens=0))
+    conductor.report(request.run_id, RunReport(kind="progress", step=5, tokens=640, rung=0, evaluation=score))
+    conductor.report(request.run_id, RunReport(kind="stopped", step=5, tokens=640))
+    promoted_run = conductor.next_run()
+    assert isinstance(promoted_run, RunRequest)
+    assert (promoted_run.first_timed_rung, promoted_run.stop_at_timed_rung) == (1, 1)
