@@ -53,7 +53,7 @@ def test_torch_path_equals_the_loop_with_gradients(dtype: torch.dtype, counts: t
             results[backend] = (y_ND, *torch.autograd.grad(y_ND, inputs, dy_ND))
     for actual, expected in zip(results["torch"], results["reference"], strict=True):
         assert bool(actual.isfinite().all())
-        # Half precision: the loop rounds the input's gradient by gate and by up before it adds them, one matmul does not.
+        # Half precision: the loop rounds the gradients by gate and by up before it adds them, one matmul does not.
         tolerance = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
         torch.testing.assert_close(actual, expected, **tolerance)
 
