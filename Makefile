@@ -6,11 +6,12 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+CHAOS_FLAGS ?=
 export PYTHONPATH := $(CURDIR)
 BIN := .venv/bin
 INSTALL = PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/install
 
-.PHONY: demo test install lint unit generated integration dashboard e2e gpu lock openapi clean
+.PHONY: demo test install lint unit generated integration dashboard e2e gpu chaos lock openapi clean
 
 demo: .venv/installed-app
 	@$(BIN)/evenload demo $(DEMO_FLAGS)
@@ -40,11 +41,19 @@ lint: .venv/installed-dev
 unit: .venv/installed-dev
 	$(BIN)/python -m pytest tests/unit tests/contracts tests/architecture -n 2 -q $(PYTEST_FLAGS)
 
+# Files without services of their own share the cores; what starts Ray or MLflow (`slow`) has them to itself afterwards.
 integration: .venv/installed-dev
-	$(BIN)/python -m pytest tests/integration -q $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest tests/integration -m "not slow" -n 2 --dist loadfile -q $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest tests/integration -m slow -q $(PYTEST_FLAGS)
 
 e2e: .venv/installed-dev
 	$(BIN)/python -m pytest tests/e2e -q $(PYTEST_FLAGS)
+
+# Kills real processes hundreds of times and checks what is left; an hour. CHAOS_FLAGS="--api 20 --driver 5 ...", see
+# docs/reliability.md.
+chaos: .venv/installed-dev
+	EVENLOAD_CHAOS=1 $(BIN)/python -m pytest tests/integration/test_submit_kill_points.py tests/integration/test_store_races.py -q
+	$(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
 
 gpu: .venv/installed-dev
 	$(BIN)/python -m pytest tests/gpu -q $(PYTEST_FLAGS)

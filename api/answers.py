@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from api.schemas.experiments import BaselineBest, BestTrial, ExperimentDetail, ExperimentSummary, TrialCounts
 from api.schemas.search import SkippedTrials, WarmStartRead
 from api.schemas.trials import CheckpointRead, ForkRead, Progress, RungRead, RunRead, TrialDetail, TrialRead
+from api.waiting import experiment_reason, trial_reason
 from orchestrator.search.grid import num_search_trials
 from orchestrator.search.rungs import rung_tokens
 from orchestrator.search.warm_start import WarmStart
@@ -103,18 +104,16 @@ def mlflow_url(work: Work, experiment_id: str | None, run_id: str | None = None)
 
 def trial_rows(work: Work, records: Sequence[TrialRecord]) -> list[TrialRead]:
     """The rows of a table of trials, in the order of `records`."""
-    newest = newest_runs(work.connection, [record.id for record in records])
-    return [TrialRead(**_trial_fields(record, newest.get(record.id))) for record in records]
+    return [TrialRead(**fields) for fields in _trials(work, records)]
 
 
 def trial_detail(work: Work, record: TrialRecord) -> TrialDetail:
     """One trial with its configuration."""
-    newest = newest_runs(work.connection, [record.id])
     experiment = work.experiments.get(record.experiment_id)
     tracking = work.tracking.get(record.id)
     run_id = None if tracking is None else tracking.mlflow_run_id
     return TrialDetail(
-        **_trial_fields(record, newest.get(record.id)),
+        **_trials(work, [record])[0],
         config=record.config,
         config_fingerprint=record.config_fingerprint,
         layer_kinds=[] if record.config is None else _layer_kinds(record.config),
@@ -179,6 +178,8 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
     baselines = references(work.connection, ids)
     dead = most_dead(work.connection, ids)
     pace = paces(work.connection, [record.id for record in records if not is_terminal(record.state)])
+    waits = any(not is_terminal(record.state) for record in records)
+    standings = work.queue.standings() if waits else None
     rows: list[dict[str, Any]] = []
     for record in records:
         spec = ExperimentSpec.model_validate(record.spec)
@@ -191,8 +192,11 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
                 "id": record.id,
                 "name": record.name,
                 "state": record.state,
-                "reason": record.reason,
+                "reason": record.reason if standings is None else experiment_reason(record, standings),
                 "since_ms": record.since_ms,
+                "owner": record.owner,
+                "priority": record.priority,
+                "stop_within_s": record.stop_within_s,
                 "created_at_ms": record.created_at_ms,
                 "finished_at_ms": record.finished_at_ms,
                 "objective": objectives[record.id],
@@ -221,6 +225,29 @@ def _best(best: Best | None) -> BestTrial | None:
     )
 
 
+def _trials(work: Work, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    ids = [record.id for record in records]
+    newest, retries = newest_runs(work.connection, ids), work.trials.retries(ids)
+    open_experiments = {record.experiment_id for record in records if not is_terminal(record.state)}
+    standings = work.queue.standings() if open_experiments else None
+    experiments = {id: work.experiments.get(id) for id in open_experiments}
+    stopped = {command.trial_id for id in open_experiments for command in work.commands.pending(id, "stop")}
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        run = newest.get(record.id)
+        fields = _trial_fields(record, run) | {"retried_by": retries.get(record.id)}
+        if standings is not None and record.experiment_id in experiments:
+            fields["reason"] = trial_reason(
+                record,
+                experiments[record.experiment_id],
+                standings,
+                is_live=run is not None and run.is_live,
+                is_being_stopped=record.id in stopped,
+            )
+        rows.append(fields)
+    return rows
+
+
 def _trial_fields(record: TrialRecord, newest: NewestRun | None) -> dict[str, Any]:
     return {
         "id": record.id,
@@ -231,6 +258,7 @@ def _trial_fields(record: TrialRecord, newest: NewestRun | None) -> dict[str, An
         "batch": record.batch,
         "point": record.point,
         "replica": record.replica,
+        "retry_of": record.retry_of,
         "parent_trial_id": record.parent_trial_id,
         "state": record.state,
         "cause": record.cause,

@@ -12,6 +12,7 @@ from api.catalog import version
 from api.gate import Gate
 from api.routes import (
     catalog,
+    control,
     events,
     experiments,
     forks,
@@ -51,7 +52,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(session.router, prefix="/v1")
     # Everything else asks for a token, whatever is added to these routers later.
-    for module in (experiments, search, trials, forks, series, implicated, events, catalog, services):
+    for module in (experiments, control, search, trials, forks, series, implicated, events, catalog, services):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(authenticate)])
     webui.install(app, settings.webui)
     # Added last, so outermost: the gate sees every request first.

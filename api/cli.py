@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from api.client import Client
+    from api.schemas.control import BulkAnswers
     from trainer.errors import EvenloadError
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
@@ -306,17 +307,134 @@ def spikes(experiment_id: str, min_trials: int, everywhere: bool, json_: bool) -
     _console().print(implicated_view(found))
 
 
+# Control
+
+
+_ids = click.argument("ids", nargs=-1, required=True)
+_deadline = click.option(
+    "--deadline",
+    "deadline_s",
+    type=click.FloatRange(1, 86_400),
+    help="Seconds for checkpoints, before runs are killed.",
+)
+
+
+@cli.command()
+@_ids
+@_deadline
+@as_json
+def pause(ids: tuple[str, ...], deadline_s: float | None, json_: bool) -> None:
+    """Stop experiments for now: running trials write a checkpoint and give their places back."""
+    _control("pause", ids, json_, deadline_s=deadline_s)
+
+
+@cli.command()
+@_ids
+@as_json
+def resume(ids: tuple[str, ...], json_: bool) -> None:
+    """Go on with paused experiments."""
+    _control("resume", ids, json_)
+
+
+@cli.command()
+@_ids
+@_deadline
+@as_json
+def cancel(ids: tuple[str, ...], deadline_s: float | None, json_: bool) -> None:
+    """End experiments: running trials write a checkpoint first."""
+    _control("cancel", ids, json_, deadline_s=deadline_s)
+
+
+@cli.command()
+@_ids
+@as_json
+def kill(ids: tuple[str, ...], json_: bool) -> None:
+    """End experiments now, without checkpoints."""
+    _control("kill", ids, json_)
+
+
+@cli.command()
+@click.argument("priority", type=click.IntRange(-100, 100))
+@_ids
+@as_json
+def prioritize(priority: int, ids: tuple[str, ...], json_: bool) -> None:
+    """Set the PRIORITY of experiments; free places go to the highest first. Below 0: `evenload prioritize -- -5 ID`."""
+    _control("prioritize", ids, json_, priority=priority)
+
+
+def _control(
+    verb: Literal["pause", "resume", "cancel", "kill", "prioritize"], ids: tuple[str, ...], json_: bool, **more: Any
+) -> None:
+    """Does one thing to each experiment, says what came of it, and exits with 1 if one of them could not."""
+    given = {name: value for name, value in more.items() if value is not None}
+    with _client() as client:
+        answers = client.control(verb, ids=ids, **given)
+    _say_answers(answers, json_)
+
+
+def _say_answers(answers: "BulkAnswers", json_: bool) -> None:
+    if json_:
+        _print_json([answer.model_dump(mode="json") for answer in answers.items])
+    for answer in answers.items if not json_ else ():
+        if answer.problem is not None:
+            click.echo(f"evenload: {answer.problem.detail}", err=True)
+        elif answer.trial_id is not None:
+            click.echo(answer.trial_id)
+        else:
+            click.echo(f"{answer.id} is {answer.state}")
+    sys.exit(0 if all(answer.ok for answer in answers.items) else 1)
+
+
+@cli.command()
+@click.argument("trials", nargs=-1, required=True)
+@as_json
+def stop(trials: tuple[str, ...], json_: bool) -> None:
+    """End single TRIALS with what they came to; their experiments go on."""
+    with _client() as client:
+        answers = client.control_trials("stop", ids=trials)
+    _say_answers(answers, json_)
+
+
+@cli.command()
+@click.argument("trials", nargs=-1, required=True)
+@as_json
+def retry(trials: tuple[str, ...], json_: bool) -> None:
+    """Try failed TRIALS again, as new trials, whose ids are printed."""
+    with _client() as client:
+        answers = client.control_trials("retry", ids=trials)
+    _say_answers(answers, json_)
+
+
 @cli.command()
 @click.argument("experiment_id")
+@click.option("--set", "params", multiple=True, metavar="PARAMETER=VALUE", help="What is not given is drawn at random.")
+@click.option("--label", help="The trial's name in tables.")
+@click.option("--key", help="Idempotency key: the same key and point give the same trial.")
 @as_json
-def cancel(experiment_id: str, json_: bool) -> None:
-    """Ask for the end of an experiment."""
+def add(experiment_id: str, params: tuple[str, ...], label: str | None, key: str | None, json_: bool) -> None:
+    """Add a point to an experiment by hand, beside its search; prints the trial's id."""
+    from trainer.config.fork import parsed_change
+
     with _client() as client:
-        experiment = client.cancel(experiment_id)
+        trial = client.add_trial(experiment_id, dict(map(parsed_change, params)), label=label, idempotency_key=key)
     if json_:
-        _print_json(experiment.model_dump(mode="json"))
+        _print_json(trial.model_dump(mode="json"))
     else:
-        click.echo(f"{experiment.id} is {experiment.state}")
+        click.echo(trial.id)
+
+
+@cli.command()
+@as_json
+def queue(json_: bool) -> None:
+    """Who waits for places of the cluster, and why."""
+    with _client() as client:
+        found = client.queue()
+    if json_:
+        _print_json(found.model_dump(mode="json"))
+        return
+    from api.tables import queue_table
+
+    _console().print(queue_table(found))
 
 
 @cli.command()
@@ -376,6 +494,75 @@ def token(new: bool) -> None:
     click.echo(f"{_url_of_home(root)}/?token={text}", err=True)
 
 
+@cli.command()
+@click.argument("experiment_id")
+@click.option("--num-trials", required=True, type=click.IntRange(1, 100_000), help="Trials of the search in all.")
+@click.option(
+    "--space",
+    "space_file",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON: paths and domains that widen the space.",
+)
+@as_json
+def extend(experiment_id: str, num_trials: int, space_file: Path | None, json_: bool) -> None:
+    """Queue an ended experiment again with more trials, in the same space or a wider one."""
+    from api.documents import read_document
+
+    space = None if space_file is None else read_document(space_file)
+    if space is not None and not isinstance(space, dict):
+        raise click.ClickException(f"{space_file} has to hold paths with their domains, as `space` in a spec does")
+    with _client() as client:
+        experiment = client.extend(experiment_id, num_trials=num_trials, space=space)
+    if json_:
+        _print_json(experiment.model_dump(mode="json"))
+    else:
+        click.echo(f"{experiment.id} is {experiment.state}, {experiment.num_trials} trials in all")
+
+
+@cli.command()
+@click.argument("experiment_id")
+@click.option("--timeout", default=120.0, show_default=True, help="Seconds to wait for one of the trials as they are.")
+@as_json
+def analysis(experiment_id: str, timeout: float, json_: bool) -> None:
+    """What an experiment's trials show: best so far, Pareto front, which parameters matter."""
+    with _client() as client:
+        answer = client.analysis(experiment_id, timeout_s=timeout)
+    if json_:
+        _print_json(answer.model_dump(mode="json"))
+    elif answer.analysis is None:
+        raise click.ClickException(answer.problem or "there is no analysis yet; is the orchestrator up?")
+    else:
+        from api.analysis_view import analysis_view
+
+        _console().print(analysis_view(answer))
+
+
+# Not registered: `evenload export` comes here where its options say that an experiment is meant.
+@click.command()
+@click.argument("experiment_id")
+@click.option("--csv", "csv_path", help="A file, or - for the standard output.")
+@click.option("--parquet", "parquet_path", type=click.Path(path_type=Path), help="A file.")
+@click.option("--optuna", "optuna_url", metavar="URL", help="An Optuna storage, e.g. sqlite:///study.db.")
+@click.option("--replace", is_flag=True, help="Write over a study of the same name.")
+def export_trials(
+    experiment_id: str, csv_path: str | None, parquet_path: Path | None, optuna_url: str | None, replace: bool
+) -> None:
+    """The trials of an experiment for other tools."""
+    from api.exporting import export_experiment
+
+    with _client() as client:
+        written = export_experiment(
+            client,
+            experiment_id,
+            csv_path=csv_path,
+            parquet_path=parquet_path,
+            optuna_url=optuna_url,
+            replace=replace,
+        )
+    for words in written:
+        click.echo(f"wrote {words}", err=csv_path == "-")
+
+
 # Without any service
 
 
@@ -390,6 +577,11 @@ def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argumen
     def run(arguments: tuple[str, ...]) -> None:
         from api.supervisor import child_environment
 
+        if command == "export":
+            from api.exporting import wants_experiment
+
+            if wants_experiment(arguments):
+                export_trials.main(list(arguments), prog_name="evenload export")
         if finds_run is not None:
             from api.trained import spec_option, trained_folder, with_first_run_found, with_run_found
             from orchestrator import home
@@ -415,7 +607,8 @@ _passed_on(
 _passed_on("data", "The embedded corpora; --build-cache cuts them into token shards.")
 _passed_on(
     "export",
-    "A trained model as a Hugging Face folder: --hf --run RUN --out DIR; RUN is a folder, or the id of a run or trial.",
+    "An experiment's trials for other tools: ID --csv FILE, --parquet FILE or --optuna URL. Or a trained model as a "
+    "Hugging Face folder: --hf --run RUN --out DIR; RUN is a folder, or the id of a run or trial.",
     finds_run="option",
 )
 _passed_on("import", "A Hugging Face folder as a start checkpoint: --hf DIR --out DIR.")

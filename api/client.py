@@ -24,11 +24,13 @@ from pydantic import BaseModel, ValidationError
 from api.address import DEFAULT_URL, known_address
 from api.errors import RequestFailed, ServerUnreachable, from_problem
 from api.schemas.comparison import Comparison
+from api.schemas.control import BulkAnswers, CommandList, QueueRead
 from api.schemas.events import Event, EventPage
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, ExperimentSummary, Validation
 from api.schemas.implicated import ImplicatedDocuments
 from api.schemas.problems import Problem
 from api.schemas.router import RouterLoads
+from api.schemas.search import AnalysisRead
 from api.schemas.series import AlarmList, EvaluationList, Series, SpikeList
 from api.schemas.services import Readiness, ServiceList
 from api.schemas.trials import CheckpointList, Diff, ForkList, RunList, TrialDetail, TrialPage, TrialRead
@@ -116,13 +118,85 @@ class Client:
         """One experiment."""
         return self._call(ExperimentDetail, "GET", f"/v1/experiments/{_segment(experiment_id)}")
 
-    def cancel(self, experiment_id: str) -> ExperimentDetail:
-        """Ask for the end of an experiment; asking again changes nothing."""
-        return self._call(ExperimentDetail, "POST", f"/v1/experiments/{_segment(experiment_id)}:cancel", retry=True)
+    def pause(self, experiment_id: str, *, deadline_s: float | None = None) -> ExperimentDetail:
+        """Stop for now; running trials write a checkpoint, within `deadline_s` (by default 60 s)."""
+        return self._verb(ExperimentDetail, "experiments", experiment_id, "pause", _deadline(deadline_s))
+
+    def resume(self, experiment_id: str) -> ExperimentDetail:
+        """Go on with a paused experiment."""
+        return self._verb(ExperimentDetail, "experiments", experiment_id, "resume")
+
+    def cancel(self, experiment_id: str, *, deadline_s: float | None = None) -> ExperimentDetail:
+        """End an experiment; running trials write a checkpoint, within `deadline_s` (by default 30 s)."""
+        return self._verb(ExperimentDetail, "experiments", experiment_id, "cancel", _deadline(deadline_s))
+
+    def kill(self, experiment_id: str) -> ExperimentDetail:
+        """End an experiment now, without checkpoints."""
+        return self._verb(ExperimentDetail, "experiments", experiment_id, "kill")
+
+    def prioritize(self, experiment_id: str, priority: int) -> ExperimentDetail:
+        """Change an experiment's priority, -100 to 100; free places go to the highest first."""
+        return self._verb(ExperimentDetail, "experiments", experiment_id, "prioritize", {"priority": priority})
+
+    def control(
+        self,
+        verb: Literal["pause", "resume", "cancel", "kill", "prioritize"],
+        *,
+        ids: Sequence[str] | None = None,
+        states: Sequence[str] | None = None,
+        owner: str | None = None,
+        name_contains: str | None = None,
+        **more: Any,
+    ) -> BulkAnswers:
+        """Do one thing to many experiments; each is answered for.
+
+        Args:
+            ids: which, or, without them, those that the others select; without `states`, of those that have not ended.
+            more: `deadline_s` or `priority`, as for one.
+        """
+        chosen: dict[str, Any] = {"states": states, "owner": owner, "name_contains": name_contains}
+        which = {"filter": chosen} if ids is None else {"ids": list(ids)}
+        content = _json({**which, **more})
+        return self._call(BulkAnswers, "POST", f"/v1/experiments:{verb}", content=content, retry=True)
+
+    def commands(self, experiment_id: str) -> CommandList:
+        """What users wished for an experiment and its trials, and what became of it."""
+        return self._call(CommandList, "GET", f"/v1/experiments/{_segment(experiment_id)}/commands")
+
+    def queue(self) -> QueueRead:
+        """Who waits for places of the cluster and why, in the order in which they are given out."""
+        return self._call(QueueRead, "GET", "/v1/queue")
 
     def comparison(self, experiment_id: str) -> Comparison:
         """The trials side by side, best first."""
         return self._call(Comparison, "GET", f"/v1/experiments/{_segment(experiment_id)}/comparison")
+
+    def extend(
+        self, experiment_id: str, *, num_trials: int, space: Mapping[str, Any] | None = None
+    ) -> ExperimentDetail:
+        """Queue an ended experiment again with more trials; asking again for the same changes nothing.
+
+        Args:
+            num_trials: trials of the search in all.
+            space: dotted path -> domain that takes the place of the present one, or stands beside it.
+        """
+        content = json.dumps({"num_trials": num_trials, "space": dict(space or {})}).encode()
+        path = f"/v1/experiments/{_segment(experiment_id)}:extend"
+        return self._call(ExperimentDetail, "POST", path, content=content, retry=True)
+
+    def analysis(self, experiment_id: str, *, timeout_s: float = 0.0, poll_s: float = 1.0) -> AnalysisRead:
+        """Best so far, Pareto front, slices, importance: the newest there is.
+
+        Args:
+            timeout_s: how long to wait for a current one.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            path = f"/v1/experiments/{_segment(experiment_id)}/analysis"
+            answer = self._call(AnalysisRead, "GET", path)
+            if answer.state == "current" or answer.problem or time.monotonic() + poll_s > deadline:
+                return answer
+            time.sleep(poll_s)
 
     def wait(self, experiment_id: str, *, timeout_s: float | None = None, poll_s: float = 1.0) -> ExperimentDetail:
         """The experiment once it is over; raises TimeoutError after `timeout_s` seconds."""
@@ -187,6 +261,36 @@ class Client:
     def trial(self, trial_id: str) -> TrialDetail:
         """One trial with its configuration."""
         return self._call(TrialDetail, "GET", f"/v1/trials/{_segment(trial_id)}")
+
+    def add_trial(
+        self,
+        experiment_id: str,
+        params: Mapping[str, Any],
+        *,
+        label: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TrialDetail:
+        """Add a point by hand; what `params` leave out is drawn at random. The key is as for `submit`.
+
+        Raises:
+            SpecRefused: with one entry in `problem.errors` per value that is not allowed.
+        """
+        headers = {"Idempotency-Key": idempotency_key or f"client-{uuid.uuid4()}"}
+        content = _json({"params": dict(params), "label": label})
+        path = f"/v1/experiments/{_segment(experiment_id)}/trials"
+        return self._call(TrialDetail, "POST", path, content=content, headers=headers, retry=True)
+
+    def stop_trial(self, trial_id: str) -> TrialDetail:
+        """End one trial with what it came to; the experiment goes on."""
+        return self._verb(TrialDetail, "trials", trial_id, "stop")
+
+    def retry_trial(self, trial_id: str) -> TrialDetail:
+        """Try a failed trial again; returns the new trial, the same one each time."""
+        return self._verb(TrialDetail, "trials", trial_id, "retry")
+
+    def control_trials(self, verb: Literal["stop", "retry"], *, ids: Sequence[str]) -> BulkAnswers:
+        """Stop or retry many trials; each is answered for."""
+        return self._call(BulkAnswers, "POST", f"/v1/trials:{verb}", content=_json({"ids": list(ids)}), retry=True)
 
     def runs(self, trial_id: str) -> RunList:
         """All runs of a trial."""
@@ -295,6 +399,11 @@ class Client:
             raise _failure(response)
         return _parsed(Readiness, response)
 
+    def _verb(self, model: type[M], kind: str, id: str, verb: str, request: Mapping[str, Any] | None = None) -> M:
+        """One thing done to one experiment or trial. Safe to send again: it has no second effect."""
+        content = None if request is None else _json(dict(request))
+        return self._call(model, "POST", f"/v1/{kind}/{_segment(id)}:{verb}", content=content, retry=True)
+
     def _call(
         self,
         model: type[M],
@@ -330,6 +439,10 @@ class Client:
         return ServerUnreachable(
             f"no server answers at {self.url} ({reason}); start one with `evenload up`, or set EVENLOAD_URL"
         )
+
+
+def _deadline(deadline_s: float | None) -> dict[str, float] | None:
+    return None if deadline_s is None else {"deadline_s": deadline_s}
 
 
 def _json(value: Any) -> bytes:

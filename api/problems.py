@@ -119,6 +119,22 @@ def problem_response(
     return Response(problem.model_dump_json(), kind.status, dict(headers or {}), media_type="application/problem+json")
 
 
+def problem_of(error: EvenloadError, *, path: str, request_id: str) -> Problem | None:
+    """The problem that an error of the orchestrator is answered with; None if it is not one that a request may meet."""
+    for cls, kind in _BY_ERROR:
+        if isinstance(error, cls):
+            return Problem(
+                type=TYPE_BASE + kind.name,
+                title=kind.title,
+                status=kind.status,
+                detail=str(error),
+                instance=path,
+                request_id=request_id,
+                errors=[],
+            )
+    return None
+
+
 def _of_spec_problem(problem: SpecProblem) -> ProblemError:
     return ProblemError(
         pointer=problem.pointer,

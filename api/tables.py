@@ -7,7 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from api.schemas.comparison import Comparison, ComparisonRow
+from api.schemas.comparison import Comparison, ComparisonRow, PairedDifference
+from api.schemas.control import QueueRead
 from api.schemas.experiments import Estimated, ExperimentDetail, ExperimentSummary, Validation
 from api.schemas.problems import ProblemError
 from api.schemas.trials import TrialRead
@@ -21,6 +22,8 @@ STATE_STYLES = {
     "pruned": "magenta",
     "failed": "bold red",
     "infeasible": "red",
+    "pausing": "yellow",
+    "paused": "blue",
     "cancelling": "yellow",
     "cancelled": "dim",
 }
@@ -90,7 +93,7 @@ def state_text(state: str) -> Text:
 
 def experiments_table(rows: Iterable[ExperimentSummary]) -> Table:
     """The list of experiments."""
-    table = Table("id", "name", "state", "trials", "best", "spikes", "ETA", box=None, header_style="bold")
+    table = Table("id", "name", "state", "trials", "best", "spikes", "ETA", "why", box=None, header_style="bold")
     for row in rows:
         counts = row.trial_counts
         over = counts.completed + counts.pruned + counts.failed + counts.infeasible + counts.cancelled
@@ -102,8 +105,27 @@ def experiments_table(rows: Iterable[ExperimentSummary]) -> Table:
             number(row.best.objective, 4) if row.best else MISSING,
             str(row.num_spikes),
             duration(row.eta_s),
+            MISSING if is_terminal(row.state) or not row.reason else row.reason,
         )
     return table
+
+
+def queue_table(queue: QueueRead) -> RenderableType:
+    """Who waits for places, first in line first, and who holds some."""
+    table = Table("id", "name", "owner", "priority", "running", "waits", box=None, header_style="bold")
+    for entry in queue.items:
+        waits = entry.reason or ("starts next" if entry.num_starts else MISSING)
+        running = str(entry.num_running)
+        table.add_row(entry.experiment_id, entry.name, entry.owner, str(entry.priority), running, waits)
+    parts: list[RenderableType] = [table]
+    if queue.total is not None:
+        used, total = queue.used, queue.total
+        kinds = [f"{used.cpus:g} of {total.cpus:g} CPUs", f"{used.gpus:g} of {total.gpus:g} GPUs"]
+        kinds.append(f"{used.memory_gib:.3g} of {total.memory_gib:.3g} GiB of memory")
+        parts.append(Text(f"in use: {', '.join(kinds)}", style="dim"))
+    if not queue.is_served:
+        parts.append(Text("The orchestrator does not report; `evenload up` starts it.", style="yellow"))
+    return Group(*parts)
 
 
 def trials_table(trials: Sequence[TrialRead]) -> Table:
@@ -156,6 +178,7 @@ def progress_line(experiment: ExperimentSummary) -> str:
         parts.append(f"best {experiment.objective.metric} {experiment.best.objective:.4f} (#{experiment.best.number})")
     if not is_terminal(experiment.state):
         parts.append(f"ETA {duration(experiment.eta_s)}")
+        parts += [experiment.reason] if experiment.reason else []
     return " | ".join(parts)
 
 
@@ -215,6 +238,7 @@ def comparison_view(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"Ranking by {comparison.objective.metric} ({comparison.objective.domain})", style="bold"),
         Text(comparison.contract, style="dim"),
+        *_by_point(comparison),
         _ranking(comparison),
         Text("\nHeld-out bits per byte by domain: at the end (at initialisation)", style="bold"),
         _domains(comparison),
@@ -259,6 +283,38 @@ def _ranking(comparison: Comparison) -> Table:
             count(row.tokens_per_s),
         )
     return table
+
+
+def _by_point(comparison: Comparison) -> list[RenderableType]:
+    """The points with their means, where there are several seeds of each; the trials follow one by one."""
+    if not comparison.points:
+        return []
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("rank", "point", "seeds", "mean", "95 % interval", "to baseline, seed by seed"):
+        table.add_column(name, justify="left" if name == "point" else "right", no_wrap=name != "point")
+    for row in comparison.points:
+        others = [f"{row.num_failed} failed"] if row.num_failed else []
+        others += [f"{row.num_open} open"] if row.num_open else []
+        table.add_row(
+            MISSING if row.rank is None else str(row.rank),
+            row.label or params_text(row.params),
+            ", ".join([f"{row.num_completed}/{len(row.trial_ids)}", *others]),
+            number(row.mean, 4),
+            _interval(row.low, row.high),
+            _paired(row.differences[0]) if row.differences else MISSING,
+        )
+    return [Text("By configuration, mean over seeds", style="bold"), table, Text("\nTrials", style="bold")]
+
+
+def _paired(difference: PairedDifference) -> str:
+    note = " (seed noise)" if difference.within_noise else ""
+    if difference.low is None:
+        return f"{difference.value:+.4f} (one seed){note}"
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]{note}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return MISSING if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
 def _noise_note(row: ComparisonRow) -> str:

@@ -16,9 +16,9 @@ from orchestrator import estimate as estimates
 from orchestrator.admission import Admitted
 from orchestrator.capacity import Capacity
 from orchestrator.search.matches import baseline_matches
-from orchestrator.search.space import Parameter, parameters
 from orchestrator.search.rungs import rung_tokens
-from orchestrator.spec import ChoiceDomain, FloatDomain, IntDomain
+from orchestrator.search.space import Parameter, parameters
+from orchestrator.spec import ChoiceDomain, FloatDomain, IntDomain, Resources
 
 
 def validation(
@@ -31,11 +31,12 @@ def validation(
         summaries: resources and RunSummary of trials that ran here; those with the same resources tell the pace.
     """
     spec = admitted.spec
-    resources = spec.resources.model_dump(mode="json")
     measured = [
         estimates.Measured(flops_per_token=summary["flops_per_token"], tokens_per_s=summary["tokens_per_s"])
         for used, summary in summaries
-        if used == resources and summary.get("tokens_per_s") and summary.get("flops_per_token")
+        if summary.get("tokens_per_s")
+        and summary.get("flops_per_token")
+        and Resources.model_validate(used) == spec.resources
     ]
     found = estimates.estimate(spec, capacity=capacity, measured=measured)
     return Validation(

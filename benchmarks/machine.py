@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.environment import device_name, git_state, package_version
+from trainer.code_state import git_state, package_version
+from trainer.environment import device_name
 
 PACKAGES = ("torch", "transformers", "numpy")
 CHECKOUT = Path(__file__).resolve().parents[1]

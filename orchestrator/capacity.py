@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from orchestrator.spec import Resources
+from orchestrator.allocation import Need
+from orchestrator.spec import ExperimentSpec, Resources
 from orchestrator.store.records import ServiceRecord
+from trainer.model.size import memory_estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,24 @@ def capacity_of(service: ServiceRecord | None) -> Capacity | None:
             NodeCapacity(cpus=float(node["cpus"]), gpus=float(node["gpus"]), memory_gib=float(node["memory_gib"]))
             for node in nodes
         )
+    )
+
+
+def need_of(spec: ExperimentSpec) -> Need:
+    """What one trial of `spec` takes of the cluster.
+
+    The host's memory is what the spec says, else that of the base in closed form; a worker on a GPU has its memory
+    there, and takes none of the host's that is worth counting.
+    """
+    resources = spec.resources
+    memory_gib = resources.memory_gib_per_worker
+    if memory_gib is None:
+        memory_gib = 0.0 if resources.gpus_per_worker else memory_estimate(spec.base).total_gib
+    return Need(
+        num_workers=resources.num_workers,
+        cpus=resources.cpus_per_worker,
+        gpus=resources.gpus_per_worker,
+        memory_gib=memory_gib,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.capacity import Capacity
 from orchestrator.errors import InfeasiblePoint
-from orchestrator.schedulers import ASHAScheduler, HyperbandScheduler, MedianScheduler, NoScheduler
+from orchestrator.schedulers import ASHAScheduler, HyperbandScheduler, MedianScheduler, NoScheduler, PBTScheduler
 from orchestrator.search.grid import num_search_trials
 from orchestrator.search.rungs import rung_tokens
 from orchestrator.search.space import baseline_configs, resolve
@@ -91,8 +91,8 @@ def estimate(spec: ExperimentSpec, *, capacity: Capacity | None, measured: Seque
         measured: trials that ran before on the same resources, to take the speed from.
     """
     configs, coverage = _configs(spec)
-    baselines = [config for _, config in baseline_configs(spec)]
-    num_trials = num_search_trials(spec)
+    baselines = [config for _, config in baseline_configs(spec) for _ in range(spec.replicas)]
+    num_trials = num_search_trials(spec) * spec.replicas
     sizes = [model_size(config.model).total for config in configs]
     memories = [memory_estimate(config).total_gib for config in (*configs, *baselines)]
     share = _least_share(spec)
@@ -174,8 +174,8 @@ def _least_share(spec: ExperimentSpec) -> float:
     and patience as stopping every trial at the first rung where it can.
     """
     scheduler = spec.scheduler
-    if isinstance(scheduler, NoScheduler):
-        return 1.0
+    if isinstance(scheduler, NoScheduler | PBTScheduler):
+        return 1.0  # of a population, what ends is taken on from there by a copy
     borders = (*rung_tokens(spec), spec.base.loop.budget_tokens)
     if isinstance(scheduler, ASHAScheduler | HyperbandScheduler):
         factor = scheduler.reduction_factor

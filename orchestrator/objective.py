@@ -125,3 +125,8 @@ class FurtherObjective(Section):
             given = f"domain={self.domain}" if self.domain != "all" else f"value.kind={self.value.kind}"
             raise ValueError(f"{given} goes with an eval/ metric only, not with {self.metric}; leave it out")
         return self
+
+
+def objective_name(objective: Objective | FurtherObjective) -> str:
+    """An objective for people, e.g. `eval/loss (legal)`: its metric, and its corpus where it has one."""
+    return f"{objective.metric} ({objective.domain})" if objective.metric.startswith("eval/") else objective.metric

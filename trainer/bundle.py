@@ -1,7 +1,7 @@
 """Bundles: one archive from which a run can be replayed on another machine.
 
     bundle.json             format, the run's name, seeds, fingerprints, and sha256 of every other file
-    config.json, environment.json, code.patch, *.jsonl, progress.json      as in the run's folder
+    config.json, environment.json, code.patch, packages.txt, *.jsonl, progress.json      as in the run's folder
     telemetry/              what a replay is compared with
     checkpoints/step-N/     manifest.json: checksums of weights and optimizer states; all files if asked for
     data.json               the corpora of the mixture, with checksums: they come with evenload and are cut anew
@@ -22,12 +22,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainer.checkpoint_manifest import CHECKPOINTS_FOLDER, MANIFEST_FILE, checkpoints_of, newest_valid_checkpoint
+from trainer.code_state import file_at_commit
 from trainer.config import TrainConfig
 from trainer.data.manifest import corpus_manifest
 from trainer.durable import commit, temporary_name
-from trainer.environment import CONFIG_FILE, ENVIRONMENT_FILE, PATCH_FILE, file_at_commit
 from trainer.errors import EvenloadError
 from trainer.recorded_run import RecordedRun, open_run
+from trainer.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, PACKAGES_FILE, PATCH_FILE
 from trainer.start.place import recorded_start_folder
 from trainer.telemetry.chunks import TELEMETRY_FOLDER
 
@@ -38,7 +39,7 @@ START_FOLDER = "start"
 MAX_BYTES = 2**36
 """Most bytes that an archive may unpack to."""
 
-_OF_THE_RUN = (CONFIG_FILE, ENVIRONMENT_FILE, PATCH_FILE, "progress.json")
+_OF_THE_RUN = (CONFIG_FILE, ENVIRONMENT_FILE, PATCH_FILE, PACKAGES_FILE, "progress.json")
 
 
 class BundleInvalid(EvenloadError):

@@ -1,50 +1,16 @@
-"""environment.json and config.json: what a run ran, on what, so that a figure can be traced back."""
+"""environment.json: on what a run ran, so that a figure can be traced back; beside it changes of code, and packages."""
 
-import hashlib
 import json
 import platform
-import subprocess
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.code_state import git_state, installed_packages, package_version
 from trainer.config.run import StartReport
 from trainer.durable import write_durably
+from trainer.run_folder import ENVIRONMENT_FILE, PACKAGES_FILE, PATCH_FILE
 from trainer.world import World
-
-CONFIG_FILE = "config.json"
-ENVIRONMENT_FILE = "environment.json"
-PATCH_FILE = "code.patch"
-"""How the code differed from its commit, where it did: `git apply` on the commit gives what ran."""
-
-_CHECKOUT = Path(__file__).resolve().parent.parent
-
-
-class GitState(NamedTuple):
-    """The commit of the running code and how its tracked files differ from it; None outside of a checkout."""
-
-    commit: str | None
-    patch: bytes | None
-
-    @property
-    def dirty(self) -> bool | None:
-        """Whether tracked files differ from the commit."""
-        return None if self.patch is None else bool(self.patch)
-
-    @property
-    def patch_sha256(self) -> str | None:
-        """sha256 of the patch; None where there is none."""
-        return hashlib.sha256(self.patch).hexdigest() if self.patch else None
-
-
-def write_config(folder: Path, config: TrainConfig) -> None:
-    """Write the resolved config and its fingerprint."""
-    document = {"config": config.model_dump(mode="json"), "fingerprint": config.fingerprint()}
-    write_durably(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
 
 
 def write_environment(
@@ -57,6 +23,7 @@ def write_environment(
         write_durably(folder / PATCH_FILE, git.patch)
     else:
         (folder / PATCH_FILE).unlink(missing_ok=True)
+    write_durably(folder / PACKAGES_FILE, "".join(f"{package}\n" for package in installed_packages()).encode())
     document = {
         "git_commit": git.commit,
         "git_dirty": git.dirty,
@@ -76,35 +43,6 @@ def write_environment(
     write_durably(folder / ENVIRONMENT_FILE, json.dumps(document, indent=1).encode())
 
 
-@cache
-def git_state() -> GitState:
-    """Return the commit this process's code came from and how its files differ from it.
-
-    Asked once per process: later changes of the checkout do not change the code that is loaded.
-    """
-    commit = _git("rev-parse", "HEAD")
-    return GitState(
-        commit=None if commit is None else commit.decode().strip(),
-        patch=_git("-c", "core.quotepath=off", "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD"),
-    )
-
-
-def file_at_commit(commit: str | None, name: str) -> bytes | None:
-    """Return a file of the checkout at a commit, or as it is now where the commit is not known; None if absent."""
-    content = None if commit is None else _git("show", f"{commit}:{name}")
-    if content is None and (_CHECKOUT / name).is_file():
-        content = (_CHECKOUT / name).read_bytes()
-    return content
-
-
-def package_version(name: str) -> str | None:
-    """Return the installed version of a distribution, or None where the code runs from a checkout."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def device_name(device: torch.device) -> str:
     """Return the model name of the GPU or CPU."""
     if device.type == "cuda":
@@ -115,13 +53,3 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _git(*arguments: str) -> bytes | None:
-    if not (_CHECKOUT / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(["git", "-C", str(_CHECKOUT), *arguments], capture_output=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout

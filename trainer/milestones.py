@@ -65,6 +65,8 @@ class Milestones:
         """
         loop = self._config.loop
         end = step >= self._config.num_steps
+        if step == 0:
+            duration_s = 0.0  # nothing is trained yet, whatever setting up took
         stop = not end and ((self._stop_step is not None and step >= self._stop_step) or duration_s >= self._stop_s)
         rungs = tuple(index for index, rung_step in enumerate(self._rung_steps) if rung_step == step)
         if not end:

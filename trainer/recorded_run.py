@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from trainer.config import TrainConfig
-from trainer.environment import CONFIG_FILE, ENVIRONMENT_FILE
 from trainer.errors import EvenloadError
+from trainer.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
 from trainer.telemetry.chunks import TELEMETRY_FOLDER
 
 LR, LOSS, GRAD_NORM, LOAD = "optimizer/lr", "train/loss", "optimizer/grad_norm", "router/load"

@@ -1,9 +1,9 @@
 """Replay: a recorded run is executed again, and the first thing that does not come out as recorded is named.
 
-Not a second implementation of training: the run goes through `worker.run` into a folder of its own, from its beginning
-or from one of its checkpoints, and its telemetry is compared with the recorded one while it is written. Learning rate,
-loads, loss and gradient norm of every step have to agree to the last bit, and at every checkpoint that the recorded run
-still has, weights and optimizer states.
+Not a second implementation of training: the run goes through `worker.run` into a folder of its own, with as many
+workers as it had, from its beginning or from one of its checkpoints, and its telemetry is compared with the recorded
+one while it is written. Learning rate, loads, loss and gradient norm of every step have to agree to the last bit, and
+at every checkpoint that the recorded run still has, weights and optimizer states.
 """
 
 import logging
@@ -20,6 +20,7 @@ from trainer.checkpoint_manifest import checkpoint_folder, checkpoints_of, read_
 from trainer.checkpoint_tensors import MODEL, OPTIMIZER
 from trainer.config.run import CheckpointReport, RunReport, RunRequest
 from trainer.errors import CheckpointInvalid, EvenloadError
+from trainer.local_workers import run_here
 from trainer.recorded_run import (
     Difference,
     NotRecorded,
@@ -33,7 +34,6 @@ from trainer.recorded_run import (
 )
 from trainer.reporter import STOP_FILE
 from trainer.telemetry.progress import Progress
-from trainer.worker import run
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ def replay(
     last_step: int | None = None,
     cache_folder: Path,
     num_threads: int | None = None,
+    num_workers: int | None = None,
     use_gpu: bool | None = None,
     on_environment: Callable[[tuple[EnvironmentDifference, ...]], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -111,7 +112,8 @@ def replay(
             from the run's beginning and the first step recorded.
         last_step: the last to compare; None: the last recorded.
         cache_folder: where tokenised corpora are kept.
-        num_threads: of torch; None: as many as recorded.
+        num_threads: of torch, per worker; None: as many as recorded.
+        num_workers: None: as many as recorded, one where they are to be on a GPU. Several run on this machine's CPUs.
         use_gpu: None: as recorded, as far as there is one.
         on_environment: told of the differences of the environments before the first step.
         on_progress: called at most once a second.
@@ -119,6 +121,7 @@ def replay(
     Raises:
         NotRecorded: there is no such run, or no such steps of it.
         ReplayFailed: the run failed where the recorded one did not.
+        WorkerLost: one of several workers did.
         OSError: the disk failed.
     """
     recorded = open_run(folder)
@@ -126,13 +129,14 @@ def replay(
     environment = recorded.environment
     start = None if first_step is None else _checkpoint_before(recorded, first)
     was_on_gpu = str(environment.get("device", "cpu")).startswith("cuda")
+    on_gpu = (was_on_gpu and torch.cuda.is_available()) if use_gpu is None else use_gpu
     comparison = _Comparison(recorded, scratch, first=first, last=last, on_environment=on_environment)
 
     def progress(at: Progress) -> None:
         comparison.progressed()
         on_progress(at)
 
-    run(
+    run_here(
         RunRequest(
             run_id=folder.name,
             # A checkpoint is gone on from under the config it was written with, and never asks for the start.
@@ -141,7 +145,8 @@ def replay(
             resume_from=None if start is None else str(start),
             stop_at_tokens=last * recorded.config.step_tokens,
             cache_folder=str(cache_folder),
-            use_gpu=(was_on_gpu and torch.cuda.is_available()) if use_gpu is None else use_gpu,
+            num_workers=num_workers or (1 if on_gpu else int(environment.get("world_size", 1))),
+            use_gpu=on_gpu,
             num_threads=num_threads or int(environment.get("num_threads", torch.get_num_threads())),
         ),
         comparison.report,

@@ -30,6 +30,7 @@ class ReplayRefused(click.ClickException):
 @click.option("--from", "first_step", type=click.IntRange(min=1), help="First step to compare; default: the first.")
 @click.option("--to", "last_step", type=click.IntRange(min=1), help="Last step to compare; default: the last.")
 @click.option("--threads", type=click.IntRange(min=1), help="Torch threads; default: as many as the run had.")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers, on this machine; default: as many as it had.")
 @click.option("--device", type=click.Choice(["recorded", "cpu", "cuda"]), default="recorded", show_default=True)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder of token caches.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of sentences.")
@@ -38,6 +39,7 @@ def replay_command(
     first_step: int | None,
     last_step: int | None,
     threads: int | None,
+    workers: int | None,
     device: str,
     cache: Path | None,
     as_json: bool,
@@ -65,6 +67,7 @@ def replay_command(
                 last_step=last_step,
                 cache_folder=(cache or default_cache_dir()).absolute(),
                 num_threads=threads,
+                num_workers=workers,
                 use_gpu=None if device == "recorded" else device == "cuda",
                 on_environment=lambda differences: _warn(console, differences),
                 on_progress=lambda at: status.update(f"step {at.step}"),

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from trainer.config.run import RunReport, RunRequest
-from trainer.environment import write_config
 from trainer.errors import DataInvalid, EvenloadError, OutOfMemory, TrainingDiverged
 from trainer.host_memory import keep_freed_memory
 from trainer.loop import train
 from trainer.reporter import stop_requested
+from trainer.run_folder import write_config
 from trainer.telemetry.progress import Progress, read_progress
 from trainer.world import World
 
@@ -71,6 +71,9 @@ def run(
                 resume_from=None if request.resume_from is None else Path(request.resume_from),
                 rung_tokens=request.rung_tokens,
                 stop_at_tokens=request.stop_at_tokens,
+                rung_seconds=request.rung_seconds,
+                first_timed_rung=request.first_timed_rung,
+                stop_at_timed_rung=request.stop_at_timed_rung,
             )
         except Exception as error:
             if teller.broken or _is_infrastructure(error) or _is_torn_down(world):

@@ -1,4 +1,4 @@
-"""Experiments: submit, estimate, list, read, cancel, compare."""
+"""Experiments: submit, estimate, list, read, compare."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Response
 from api.answers import experiment_detail, experiment_summaries, run_rows, trial_rows
 from api.comparison import comparison
 from api.dependencies import Cursor, DatabaseOf, Limit
-from api.problems import ILLEGAL_TRANSITION, KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
+from api.problems import KEY_REUSED, NOT_FOUND, SPEC_REJECTED, problems
 from api.routes.body import SPEC_BODY, SpecDocument
 from api.schemas.comparison import Comparison
 from api.schemas.experiments import ExperimentDetail, ExperimentPage, Validation
@@ -106,18 +106,6 @@ def list_experiment_runs(experiment_id: str, database: DatabaseOf) -> RunList:
     with database.read() as work:
         work.experiments.get(experiment_id)
         return RunList(items=run_rows(work.runs.of_experiment(experiment_id)))
-
-
-@router.post(
-    "/experiments/{experiment_id}:cancel",
-    status_code=202,
-    operation_id="cancel_experiment",
-    responses=problems(NOT_FOUND, ILLEGAL_TRANSITION),
-)
-def cancel_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDetail:
-    """Ask for the end of an experiment: running trials write a checkpoint and stop. Asking again changes nothing."""
-    database.run(lambda work: work.experiments.request_cancel(experiment_id))
-    return get_experiment(experiment_id, database)
 
 
 @router.get("/experiments/{experiment_id}/comparison", operation_id="compare_trials", responses=problems(NOT_FOUND))

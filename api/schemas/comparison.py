@@ -52,7 +52,7 @@ class ComparisonRow(Answer):
     """1 is best; null for trials that did not complete. Baselines are ranked among the others."""
     trial_id: str
     number: int
-    kind: Literal["search", "baseline"]
+    kind: Literal["search", "baseline", "added"]
     label: str | None
     state: TrialState
     cause: Cause | None
@@ -113,7 +113,7 @@ class PointRow(Answer):
     failed rank behind those with all of them."""
     point: int
     """0-based order, baselines first."""
-    kind: Literal["search", "baseline"]
+    kind: Literal["search", "baseline", "added"]
     label: str | None
     params: dict[str, Scalar]
     trial_ids: list[str]

@@ -49,8 +49,15 @@ class ExperimentSummary(Answer):
     name: str
     state: ExperimentState
     reason: str
+    """Why it is in `state`; of one that waits for places, what it needs and who is ahead."""
     since_ms: EpochMs
     """When it entered `state`."""
+    owner: str
+    """Whose token submitted it; `local` for the installation's own."""
+    priority: int
+    """Free places go to the highest first."""
+    stop_within_s: float | None
+    """While it is being paused or cancelled: how long its runs may take to write a checkpoint."""
     created_at_ms: EpochMs
     finished_at_ms: EpochMs | None
     objective: Objective

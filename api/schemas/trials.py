@@ -53,9 +53,14 @@ class TrialRead(Answer):
     experiment_id: str
     number: int
     """0-based order of proposal; baselines come first."""
-    kind: Literal["search", "baseline"]
+    kind: Literal["search", "baseline", "added"]
+    """`added`: by hand, a point or a failed trial tried again; no part of the search."""
     label: str | None
-    """A baseline's name."""
+    """A baseline's name, or that of what was added."""
+    retry_of: str | None
+    """The failed trial that it tries again."""
+    retried_by: str | None
+    """The trial that tries this failed one again."""
     batch: int | None
     """Batch of a synchronous experiment."""
     point: int | None

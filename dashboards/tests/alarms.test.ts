@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 
+import { lanesOf } from "../src/charts/marks";
 import { alarmBars, alarmSpans, conditionInWords, ruleInWords, watchedInWords } from "../src/panels/alarms";
 
 const alarm = (fields: Record<string, unknown>) =>
@@ -38,4 +39,9 @@ test("what is watched is read off the configuration", () => {
     "Watched: collapse, z. Would end the run: divergence.",
   );
   expect(watchedInWords({ warn_when: [], stop_when: [] })).toBe("No rule of warn_when is set. None ends the run.");
+});
+
+test("bars that overlap lie above each other, the others on the bottom", () => {
+  const span = (from: number, to: number | null) => ({ from, to, label: "", grave: false });
+  expect(lanesOf([span(0, 10), span(5, null), span(10, 20), span(12, 13)])).toEqual([0, 1, 0, 2]);
 });

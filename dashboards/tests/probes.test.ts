@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 
-import { acrossLayers, byLayer, newestByLayer, probeKeys, probesOf } from "../src/panels/probes";
+import { acrossLayers, byLayer, newestByLayer, probeKeys, probesOf, SATURATION, withSaturation } from "../src/panels/probes";
 
 const catalogue = (keys: string[]) => new Map(keys.map((name) => [name, { name } as never]));
 const item = (key: string, layer: number, last: (number | null)[]) => ({ key, layer, last });
@@ -28,4 +28,16 @@ test("layers are in order, and what one of them lacks is not counted as zero", (
 
 test("the newest value of a layer is its last known one", () => {
   expect(newestByLayer([item("k", 1, [0.1, 0.2, null]), item("k", 2, [null])])).toEqual([{ layer: 1, value: 0.2 }]);
+});
+
+test("saturation of the summary stands beside the series, at the evaluations it is of", () => {
+  const series = { grid: [0, 10, 20, 30], items: [item("probe/churn", 1, [null, 0.1, 0.2, 0.3])] };
+  const found = withSaturation(series, [{ step: 0, by_layer: [0.3, 0.4] }, { step: 20, by_layer: [0.8, 0.9] }], [1, 2], 0.25);
+  expect(byLayer(found.items, SATURATION).map(({ layer, last }) => [layer, last])).toEqual([
+    [1, [0.3, null, 0.8, null]],
+    [2, [0.4, null, 0.9, null]],
+  ]);
+  expect(byLayer(found.items, `${SATURATION}_uniform`)[0]?.last).toEqual([0.25, null, 0.25, null]);
+  expect(withSaturation(series, [], [1, 2], 0.25)).toBe(series);
+  expect(probeKeys(probesOf(catalogue([SATURATION, "probe/churn"])))).toEqual(["probe/churn"]);
 });

@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator import home as layout
+from orchestrator.capacity import NodeCapacity
 from orchestrator.errors import Fenced, StoreUnavailable
 from orchestrator.execution.checkpoints import Shelf
 from orchestrator.execution.recorder import Recorder, read_json
 from orchestrator.search.past import past_of
-from orchestrator.search.points import points_of, replica_config
-from orchestrator.search.population import Copy, copy_of, generation
+from orchestrator.search.points import as_trials, points_of, replica_config
+from orchestrator.search.population import Copy, Generation, copy_of, generation
 from orchestrator.search.promote import never_promoted, promoted
 from orchestrator.search.propose import propose
 from orchestrator.search.rungs import rung_seconds, rung_tokens
 from orchestrator.search.told import Memory
+from orchestrator.search.visible import without_added
 from orchestrator.search.waiting import Verdict, due, next_wait, promotes, waits_at_rungs
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import ExperimentState, TrialState
+from orchestrator.states import Cause, ExperimentState, TrialState, is_terminal
 from orchestrator.store.records import Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
 from orchestrator.store.session import Database
 from orchestrator.store.work import Work
@@ -40,6 +42,9 @@ T = TypeVar("T")
 
 _STORE_PATIENCE_S = 60.0
 """How long the database may be away before the driver gives up; training waits meanwhile and loses nothing."""
+_ASK_INTERVAL_S = 0.25
+"""From one question for a place to the next, while there is none and none of our runs ends."""
+_STOPPED_BY_USER = "stopped by the user"
 _STOP_FILE = "stop"
 _EXIT_FENCED = 76
 
@@ -55,6 +60,7 @@ class Stopping(enum.Enum):
     """Why the experiment's runs are being stopped."""
 
     CANCEL = "cancelled by the user"
+    PAUSE = "paused by the user"
     SHUTDOWN = "the orchestrator was stopped"
 
 
@@ -65,6 +71,8 @@ class Places:
     max_concurrent: int
     num_threads: int
     use_gpu: bool
+    nodes: tuple[NodeCapacity, ...] = ()
+    """Of the cluster, where the `ray` service does not tell; () gives places without regard to other experiments."""
 
 
 class Conductor:
@@ -93,7 +101,12 @@ class Conductor:
         self._lock = threading.RLock()
         self._live: dict[str, RunRecord] = {}
         self._nothing_new = False
+        self._asks_again_at = 0.0
+        self._wants_run = True
+        self._is_over = False
         self._stopping: Stopping | None = None
+        self.stop_within_s: float | None = None
+        """What the user said at the last `watch` about how long stopping may take."""
 
     @property
     def stopping(self) -> Stopping | None:
@@ -130,6 +143,7 @@ class Conductor:
 
         for run in self.persist(take_over):
             logger.info("run %s was left by the last driver", run.id)
+        self._obey()
         self._decide_waiting()
 
     def next_run(self) -> RunRequest | Next:
@@ -138,6 +152,9 @@ class Conductor:
             if self._stopping is not None:
                 return Next.FINISHED
             if self._nothing_new or len(self._live) >= self._places.max_concurrent:
+                return Next.WAIT
+            # Others have their turns too. Ours is asked for first, so that a proposal knows what is known by then.
+            if time.monotonic() < self._asks_again_at or not self._may_start():
                 return Next.WAIT
             if self.spec.synchronous:
                 # A batch is decided as a whole, so it has to be there as a whole before any of it arrives.
@@ -153,9 +170,13 @@ class Conductor:
                 return self._start(following)
             if not self._live and promotes(self.spec):
                 self._end_waiting()
+            if self._decide_waiting():  # a user may have stopped the one that the others waited for
+                return Next.WAIT
             if self._read(lambda work: work.trials.unsettled(self.experiment_id)):
                 self._nothing_new = True
+                self._want(False)
                 return Next.WAIT
+            self._is_over = True
             return Next.FINISHED
 
     def report(self, run_id: str, report: RunReport) -> bool:
@@ -214,6 +235,9 @@ class Conductor:
             state = work.experiments.get(self.experiment_id).state
             if state is ExperimentState.CANCELLING:
                 following, reason = ExperimentState.CANCELLED, Stopping.CANCEL.value
+            elif state is ExperimentState.PAUSING and not self._is_over:
+                following, reason = ExperimentState.PAUSED, Stopping.PAUSE.value
+                work.trials.lose_runs(self.experiment_id, epoch=self.epoch, reason=reason, counts=False)
             elif self._stopping is not None or work.trials.unsettled(self.experiment_id):
                 work.trials.lose_runs(
                     self.experiment_id, epoch=self.epoch, reason=Stopping.SHUTDOWN.value, counts=False
@@ -227,7 +251,10 @@ class Conductor:
         self.persist(change)
 
     def watch(self, *, ttl_s: float) -> ExperimentState:
-        """Renews the lease, copies the progress of live runs, records new events; returns the experiment's state."""
+        """Renews the lease, copies the progress of live runs, records new events, carries out wishes about trials.
+
+        Returns the experiment's state.
+        """
         runs = self.live_runs()
         progress = {run.id: read_json(self.folder(run) / "progress.json") for run in runs}
 
@@ -239,19 +266,79 @@ class Conductor:
                     if progress[run.id] is not None:
                         work.runs.progress(run.id, epoch=self.epoch, progress=progress[run.id] or {})
                     self._recorder.record_events(work, run)
+            self.stop_within_s = work.experiments.get(self.experiment_id).stop_within_s
             return state
 
-        return self.persist(change)
+        state = self.persist(change)
+        self._obey()
+        with self._lock:
+            # Somebody may have added a trial.
+            self._nothing_new = False
+        return state
 
-    def _start(self, trial: TrialRecord) -> RunRequest:
+    def _obey(self) -> None:
+        """Carries out what users wished about single trials: those that run are asked to stop, the others end now."""
+
+        def change(work: Work) -> tuple[RunRecord, ...]:
+            wishes = work.commands.pending(self.experiment_id, "stop")
+            if not wishes:
+                return ()
+            work.experiments.hold(self.experiment_id, self.epoch)
+            live = {run.trial_id: run for run in work.runs.live(self.experiment_id)}
+            for wish in wishes:
+                trial = work.trials.get(wish.trial_id or "")
+                if trial.id in live:
+                    continue
+                if not is_terminal(trial.state):
+                    self._recorder.end_by_user(work, trial, reason=_STOPPED_BY_USER)
+                self._answer_stop(work, trial.id)
+            return tuple(live[wish.trial_id] for wish in wishes if wish.trial_id in live)
+
+        if self._read(lambda work: work.commands.pending(self.experiment_id, "stop")):
+            for run in self.persist(change):
+                stop_run(self.folder(run))
+
+    def _answer_stop(self, work: Work, trial_id: str) -> None:
+        trial = work.trials.get(trial_id)
+        applied = trial.cause is Cause.USER
+        reason = "" if applied else f"the trial had {trial.state.value} already"
+        work.commands.settle(self.experiment_id, "stop", applied=applied, reason=reason, trial_id=trial_id)
+
+    def _may_start(self) -> bool:
+        """Whether there is a place for a run of ours. Tells the others that we would take one."""
+        standings = self._read(lambda work: work.queue.standings(nodes=self._places.nodes, asking=self.experiment_id))
+        verdict = standings.verdicts.get(self.experiment_id)
+        if verdict is None or verdict.num_starts:
+            return True
+        if not self._live and standings.num_left.get(self.experiment_id) == 0:
+            return True  # to find that there is nothing left to start
+        self._want(True)
+        self._asks_again_at = time.monotonic() + _ASK_INTERVAL_S
+        return False
+
+    def _want(self, wants_run: bool) -> None:
+        if wants_run != self._wants_run:
+            self._wants_run = wants_run
+            self.persist(lambda work: work.queue.want(self.experiment_id, epoch=self.epoch, wants_run=wants_run))
+
+    def _start(self, trial: TrialRecord) -> RunRequest | Next:
         config = TrainConfig.model_validate(trial.config)
         rungs, timed = rung_tokens(self.spec, config), rung_seconds(self.spec)
         wait = next_wait(self.spec, trial, config, rungs or timed)
         stop_at = None if wait is None or timed else rungs[wait]
         checkpoint = self._shelf.newest_whole(trial.id)
-        run = self.persist(
-            lambda work: work.runs.start(trial.id, epoch=self.epoch, resume_from=checkpoint, stop_at_tokens=stop_at)
-        )
+
+        def change(work: Work) -> RunRecord | None:
+            verdict = work.queue.turn(self.experiment_id, epoch=self.epoch, nodes=self._places.nodes)
+            if not verdict.num_starts or is_terminal(work.trials.get(trial.id).state):
+                return None
+            work.queue.took(self.experiment_id)
+            return work.runs.start(trial.id, epoch=self.epoch, resume_from=checkpoint, stop_at_tokens=stop_at)
+
+        run = self.persist(change)
+        if run is None:  # somebody else was faster, or the trial was stopped; it waits, or is not asked for again
+            return Next.WAIT
+        self._wants_run = True
         self._live[run.id] = run
         self._leave_spec()
         logger.info(
@@ -315,6 +402,14 @@ class Conductor:
             if report.kind == "stopped" and self._stopping is Stopping.CANCEL:
                 self._recorder.record_cancelled(work, run.id, report, reason=Stopping.CANCEL.value)
                 return True
+            if report.kind == "stopped" and report.cause is None:
+                if work.commands.pending(self.experiment_id, "stop", trial_id=run.trial_id):
+                    self._recorder.record_stopped_by_user(work, run.id, report, reason=_STOPPED_BY_USER)
+                    self._answer_stop(work, run.trial_id)
+                    return True
+                if self._stopping is Stopping.PAUSE:
+                    self._recorder.record_paused(work, run.id, report, reason=Stopping.PAUSE.value)
+                    return True
             if report.kind == "stopped" and report.cause is None and self._stopping is Stopping.SHUTDOWN:
                 reason = Stopping.SHUTDOWN.value
                 self._recorder.record_lost(work, run.id, reason=reason, counts=False, report=report)
@@ -339,7 +434,7 @@ class Conductor:
                 point=last.record.number,
                 replica=replica,
             )
-        number, told = len(points), [point.record for point in points]
+        number, told = len(points), as_trials(self.spec, history)
         if self.spec.synchronous and not _may_open(self.spec, number, told):
             return None
         proposal = self._proposal(number, told)
@@ -353,15 +448,16 @@ class Conductor:
         if not promotes(self.spec):
             return None
 
-        def change(work: Work) -> str | None:
+        def chosen(work: Work) -> list[Verdict]:
             live = {run.trial_id for run in work.runs.live(self.experiment_id)}
-            history = work.trials.history(self.experiment_id)
-            verdicts = promoted(self.spec, history, live=live, is_last=is_last)
-            self._record_verdicts(work, verdicts)
-            return verdicts[0].trial_id if verdicts else None
+            return promoted(self.spec, work.trials.history(self.experiment_id), live=live, is_last=is_last)
 
-        trial_id = self.persist(change)
-        return None if trial_id is None else self._read(lambda work: work.trials.get(trial_id))
+        def change(work: Work) -> TrialRecord | None:
+            verdicts = chosen(work)
+            self._record_verdicts(work, verdicts)
+            return work.trials.get(verdicts[0].trial_id) if verdicts else None
+
+        return self.persist(change) if self._read(chosen) else None
 
     def _end_waiting(self) -> None:
         """Prunes the trials that wait for a promotion that will not come: nothing runs and nothing new starts."""
@@ -374,37 +470,50 @@ class Conductor:
         for trial in self.persist(change):
             self._shelf.tidy(trial)
 
-    def _decide_waiting(self) -> None:
+    def _decide_waiting(self) -> bool:
         """Decides on all that has arrived at a rung as a whole (batches, points, the population), and prunes what it
-        stops; under population-based training, what goes on in its place is added in the same transaction."""
+        stops; under population-based training, what goes on in its place is added in the same transaction.
+
+        Returns whether anything was decided.
+        """
         if self._stopping is not None or not waits_at_rungs(self.spec):
-            return
+            return False
+
+        def settled(work: Work) -> Generation:
+            history = work.trials.history(self.experiment_id)
+            verdicts, copies = generation(self.spec, history)
+            live = {run.trial_id for run in work.runs.live(self.experiment_id)} if verdicts else set()
+            if not live.isdisjoint(verdict.trial_id for verdict in verdicts):
+                verdicts, copies = [], []
+            return Generation(due(self.spec, history) + verdicts, copies)
 
         def change(work: Work) -> tuple[TrialRecord, ...]:
-            history = work.trials.history(self.experiment_id)
-            self._record_verdicts(work, due(self.spec, history))
-            verdicts, copies = generation(self.spec, history)
-            live = {run.trial_id for run in work.runs.live(self.experiment_id)}
-            if live.isdisjoint(verdict.trial_id for verdict in verdicts):
-                self._record_verdicts(work, verdicts)
-                for copy in copies:
-                    self._add_copy(work, copy)
+            verdicts, copies = settled(work)
+            for copy in copies:
+                self._add_copy(work, copy)
+            self._record_verdicts(work, verdicts)
             return self._prune_stopped(work)
 
-        for trial in self.persist(change):
+        # Mostly there is nothing, and reading costs less than writing nothing.
+        has_any = self._read(lambda work: bool(settled(work).verdicts) or bool(self._stopped(work)))
+        for trial in self.persist(change) if has_any else ():
             self._shelf.tidy(trial)
+        return has_any
 
     def _record_verdicts(self, work: Work, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
             work.rungs.decide(verdict.trial_id, verdict.rung, verdict.decision, epoch=self.epoch)
 
-    def _prune_stopped(self, work: Work) -> tuple[TrialRecord, ...]:
-        """Ends the trials that a decision has stopped since their run ended, and returns them."""
-        stopped = [
+    def _stopped(self, work: Work) -> list[TrialRecord]:
+        """The trials without a run that a decision has stopped and that have not ended yet."""
+        return [
             trial
             for trial in work.trials.waiting(self.experiment_id)
             if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP
         ]
+
+    def _prune_stopped(self, work: Work) -> tuple[TrialRecord, ...]:
+        stopped = self._stopped(work)
         for trial in stopped:
             self._recorder.prune(work, trial)
         return tuple(work.trials.get(trial.id) for trial in stopped)
@@ -431,6 +540,7 @@ class Conductor:
     def _forget(self, run_id: str) -> None:
         self._live.pop(run_id, None)
         self._nothing_new = False
+        self._asks_again_at = 0.0
 
     def _read(self, question: Callable[[Work], T]) -> T:
         def ask() -> T:
@@ -468,6 +578,7 @@ def _may_open(spec: ExperimentSpec, number: int, history: Sequence[TrialRecord])
     """Whether trial `number` of a synchronous experiment may be proposed: the batches before its own have ended, and
     the baselines that limits are relative to, so that no proposal depends on when they did."""
     named = {constraint.relative_to for constraint in spec.objective.constraints}
+    number, history = without_added(number, history)
     index = number - len(spec.baselines)
     first_of_batch = number - index % spec.batch_size
     return all(

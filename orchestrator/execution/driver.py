@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator import home as layout
+from orchestrator.capacity import NodeCapacity, need_of
 from orchestrator.errors import Fenced, StoreUnavailable
 from orchestrator.execution import processes
 from orchestrator.execution.cluster import Node
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 LEASE_TTL_S = 15.0
 _WATCH_INTERVAL_S = 1.0
 _STOP_DEADLINE_S = 10.0
-"""From asking runs to stop until they are stopped without having answered."""
+"""From asking runs to stop until they are stopped without having answered, unless the user says how long."""
 _EXIT_FENCED = 76
 
 
@@ -41,11 +42,14 @@ def places(spec: ExperimentSpec, nodes: Sequence[Node]) -> Places | None:
     distributed trial against the trial, so this does.
     """
     resources: Resources = spec.resources
+    memory_gib = need_of(spec).memory_gib
     workers = 0
     for node in nodes:
         fit = int(node.cpus / resources.cpus_per_worker + 1e-9)
         if resources.gpus_per_worker:
             fit = min(fit, int(node.gpus / resources.gpus_per_worker + 1e-9))
+        if memory_gib and node.memory_gib:
+            fit = min(fit, int(node.memory_gib / memory_gib + 1e-9))
         workers += fit
     max_concurrent = workers // resources.num_workers
     if spec.max_parallel_trials is not None:
@@ -56,6 +60,7 @@ def places(spec: ExperimentSpec, nodes: Sequence[Node]) -> Places | None:
         max_concurrent=max_concurrent,
         num_threads=max(1, int(resources.cpus_per_worker)),
         use_gpu=resources.gpus_per_worker > 0,
+        nodes=tuple(NodeCapacity(cpus=node.cpus, gpus=node.gpus, memory_gib=node.memory_gib) for node in nodes),
     )
 
 
@@ -87,14 +92,17 @@ def drive(root: Path, *, experiment_id: str, epoch: int, address: str) -> None:
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     nodes = [
-        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0), memory_gib=0.0)
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory_gib=node["Resources"].get("memory", 0.0) / 1024**3,
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]
     room = places(spec, nodes)
     if room is None:
-        need = f"{spec.resources.num_workers} workers of {spec.resources.model_dump()}"
-        reason = f"a trial needs {need}; the cluster has {[asdict(node) for node in nodes]}"
+        reason = f"a trial needs {asdict(need_of(spec))}; the cluster has {[asdict(node) for node in nodes]}"
         database.run(
             lambda work: work.experiments.settle(
                 experiment_id, epoch=epoch, state=ExperimentState.FAILED, reason=reason
@@ -115,7 +123,7 @@ def drive(root: Path, *, experiment_id: str, epoch: int, address: str) -> None:
 
 def _watch(conductor: Conductor, terminated: threading.Event) -> None:
     """Once a second: lease, progress, spikes, wishes. Ends the process when its epoch or its time is over."""
-    deadline: float | None = None
+    stopping_since: float | None = None
     last_renewal = time.monotonic()
     while True:
         try:
@@ -134,15 +142,20 @@ def _watch(conductor: Conductor, terminated: threading.Event) -> None:
             why = Stopping.CANCEL
         elif terminated.is_set():
             why = Stopping.SHUTDOWN
+        elif state is ExperimentState.PAUSING:
+            why = Stopping.PAUSE
         if why is not None:
             conductor.stop(why)
-            deadline = deadline or time.monotonic() + _STOP_DEADLINE_S
-            if time.monotonic() > deadline:
-                logger.warning("runs did not stop within %.0f s; ending without them", _STOP_DEADLINE_S)
+            stopping_since = stopping_since or time.monotonic()
+            within_s = conductor.stop_within_s
+            if within_s is None or why is Stopping.SHUTDOWN:
+                within_s = _STOP_DEADLINE_S
+            if time.monotonic() - stopping_since >= within_s:
+                logger.warning("runs did not stop within %.0f s; ending without them", within_s)
                 conductor.settle()
                 # Processes of trials end with the process that owns them.
                 os._exit(0)
-        terminated.wait(_WATCH_INTERVAL_S) if deadline is None else time.sleep(0.2)
+        terminated.wait(_WATCH_INTERVAL_S) if stopping_since is None else time.sleep(0.2)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What of a spec's search is refused or warned about before it runs: sampler, constraints, enqueued points."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import InfeasiblePoint, SpecProblem
@@ -23,12 +24,24 @@ from orchestrator.spec import ExperimentSpec, OptionsDomain
 
 MAX_GRID = 100_000
 """Most points of a grid."""
+_LEARNS = TPESampler | GPSampler | CMAESSampler | NSGA2Sampler | NSGA3Sampler
 _NUM_DRAWS = 200
 """Random points that the constraints are tried on: about 30 ms."""
 
 
 def search_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProblem]:
     """What is wrong with the sampler and its space; what is merely a poor idea is added to `warnings`."""
+    if spec.warm_start and not isinstance(spec.sampler, _LEARNS):
+        return [
+            SpecProblem(
+                pointer="/warm_start",
+                code="learns_nothing",
+                message=f"the {spec.sampler.kind} sampler learns from no trial, so a warm start changes nothing; leave "
+                "it out, or use a sampler that learns",
+                given=shown(list(spec.warm_start)),
+                allowed="with tpe, gp, cmaes, nsga2, nsga3",
+            )
+        ]
     if isinstance(spec.sampler, GridSampler | BruteForceSampler):
         return _grid_problems(spec, warnings)
     if not spec.space:
@@ -82,7 +95,7 @@ def point_problems(spec: ExperimentSpec, warnings: list[str]) -> list[SpecProble
     if found:
         return found
     for index, point in enumerate(spec.enqueue):
-        found += _enqueued_problems(spec, constraints, index, dict(point))
+        found += given_point_problems(spec, constraints, dict(point), ("enqueue", index))
     return found or _excluded(spec, constraints, warnings)
 
 
@@ -186,13 +199,20 @@ def _unknown_paths(spec: ExperimentSpec, constraint: Constraint, index: int) -> 
     return found
 
 
-def _enqueued_problems(
-    spec: ExperimentSpec, constraints: list[Constraint], index: int, point: dict[str, Any]
+def given_point_problems(
+    spec: ExperimentSpec, constraints: list[Constraint], point: dict[str, Any], at: tuple[str | int, ...]
 ) -> list[SpecProblem]:
+    """What is wrong with a point that a user gives, in whole or in part.
+
+    Args:
+        constraints: of the spec, parsed.
+        point: parameter -> value.
+        at: where it stands in the user's document.
+    """
     space = {parameter.name: parameter for parameter in parameters(spec)}
     found: list[SpecProblem] = []
     for name in sorted(point):
-        place = pointer(("enqueue", index, name))
+        place = pointer((*at, name))
         parameter = space.get(name)
         if parameter is None:
             found.append(
@@ -221,14 +241,14 @@ def _enqueued_problems(
                 SpecProblem(
                     pointer=place,
                     code="inactive",
-                    message=f"{name!r} exists only where {outer!r} is {option!r}; enqueue that with it",
+                    message=f"{name!r} exists only where {outer!r} is {option!r}; give that with it",
                     given=shown(point[name]),
                 )
             )
     if not found and set(point) == set(draw(parameters(spec), spec.seed, 0, fixed=point)):
         problem = violation(spec, constraints, point)
         if problem is not None:
-            found.append(SpecProblem(pointer=pointer(("enqueue", index)), code="violates_constraint", message=problem))
+            found.append(SpecProblem(pointer=pointer(at), code="violates_constraint", message=problem))
     return found
 
 

@@ -26,10 +26,10 @@ Method = Literal["ped_anova", "fanova"]
 
 MIN_TRIALS = 10
 """Of fewer nothing is said."""
-_MAX_FANOVA_TRIALS = 1000
-"""fANOVA takes seconds of more; the newest are taken."""
-_NUM_RESAMPLES: Mapping[Method, int] = {"ped_anova": 20, "fanova": 8}
-_NUM_TREES = 32
+_MAX_FANOVA_TRIALS = 500
+"""fANOVA takes many seconds of more; the newest are taken."""
+_NUM_RESAMPLES: Mapping[Method, int] = {"ped_anova": 20, "fanova": 4}
+_NUM_TREES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +125,13 @@ def _importance(
     ranked: list[ParameterImportance] = []
     if problem is None:
         whole = _evaluated(spec, method, objective, varied, used)
-        resampled: list[Mapping[str, float]] = []
-        for index in range(_NUM_RESAMPLES[method]):
-            source = random.Random(derived_seed(spec.seed, "importance", index))
-            sample = sorted((used[int(source.random() * len(used))] for _ in used), key=lambda trial: trial.number)
-            resampled.append(_evaluated(spec, method, objective, varied, sample))
-        for name in sorted(varied, key=lambda name: (-whole[name], name)):
-            shares = [one[name] for one in resampled]
-            ranked.append(
-                ParameterImportance(
-                    name=name,
-                    importance=whole[name],
-                    low=min(whole[name], *shares),
-                    high=max(whole[name], *shares),
-                )
-            )
+        if whole is None:
+            problem = "the model found no variance to explain"
+        else:
+            resampled = _resampled(spec, method, objective, varied, used)
+            for name in sorted(varied, key=lambda name: (-whole[name], name)):
+                shares = [whole[name], *(one[name] for one in resampled)]
+                ranked.append(ParameterImportance(name=name, importance=whole[name], low=min(shares), high=max(shares)))
     return Importance(
         method=method,
         objective=objective,
@@ -151,10 +143,28 @@ def _importance(
     )
 
 
+def _resampled(
+    spec: ExperimentSpec, method: Method, objective: int | None, names: Sequence[str], trials: Sequence[TrialRecord]
+) -> list[Mapping[str, float]]:
+    """The shares in samples of the trials, drawn with repetition; without those that nothing can be said of."""
+    if len(names) == 1:
+        return []
+    found: list[Mapping[str, float]] = []
+    for index in range(_NUM_RESAMPLES[method]):
+        source = random.Random(derived_seed(spec.seed, "importance", index))
+        sample = sorted(int(source.random() * len(trials)) for _ in trials)
+        shares = _evaluated(spec, method, objective, names, [trials[place] for place in sample])
+        if shares is not None:
+            found.append(shares)
+    return found
+
+
 def _evaluated(
     spec: ExperimentSpec, method: Method, objective: int | None, names: Sequence[str], trials: Sequence[TrialRecord]
-) -> dict[str, float]:
-    """Each parameter's share, all together 1."""
+) -> dict[str, float] | None:
+    """Each parameter's share, all together 1; None if the trials' values do not differ enough to say."""
+    if len(names) == 1:
+        return {names[0]: 1.0}
     import optuna
 
     from orchestrator.search.row_storage import RowStorage
@@ -172,9 +182,14 @@ def _evaluated(
         # They say that a low target is taken as good, which its sign sees to, and that few trials say little.
         warnings.simplefilter("ignore", UserWarning)
         study = optuna.create_study(directions=directions(spec), storage=RowStorage(told))
-        return optuna.importance.get_param_importances(
-            study, evaluator=evaluator, params=list(names), target=_target(spec, objective)
-        )
+        try:
+            return optuna.importance.get_param_importances(
+                study, evaluator=evaluator, params=list(names), target=_target(spec, objective)
+            )
+        except RuntimeError as error:
+            if "zero total variance" in str(error):
+                return None
+            raise
 
 
 def _target(spec: ExperimentSpec, objective: int | None) -> "Callable[[optuna.trial.FrozenTrial], float] | None":

@@ -35,8 +35,14 @@ class Point:
 
 
 def points_of(spec: ExperimentSpec, history: Sequence[TrialRecord]) -> tuple[Point, ...]:
-    """The points of an experiment in order of number, baselines first; trials that were added by hand are none."""
-    trials = sorted((trial for trial in history if trial.kind is not TrialKind.ADDED), key=lambda trial: trial.number)
+    """The points of an experiment in order of number, baselines first.
+
+    Trials that were added by hand are none, and neither are those of a warm start, which have negative numbers.
+    """
+    trials = sorted(
+        (trial for trial in history if trial.kind is not TrialKind.ADDED and trial.number >= 0),
+        key=lambda trial: trial.number,
+    )
     if spec.replicas == 1:
         return tuple(Point(record=trial, replicas=(trial,)) for trial in trials)
     by_point: dict[int, list[TrialRecord]] = defaultdict(list)
@@ -50,8 +56,11 @@ def points_of(spec: ExperimentSpec, history: Sequence[TrialRecord]) -> tuple[Poi
 
 
 def as_trials(spec: ExperimentSpec, history: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """The points as trials: what a sampler is told, and what batches are counted in."""
-    return tuple(history) if spec.replicas == 1 else tuple(point.record for point in points_of(spec, history))
+    """The points as trials: what a sampler is told, and what batches are counted in. A warm start's trials are kept."""
+    if spec.replicas == 1:
+        return tuple(history)
+    past = [trial for trial in history if trial.number < 0]
+    return (*past, *(point.record for point in points_of(spec, history)))
 
 
 def replica_config(config: TrainConfig, replica: int) -> TrainConfig:

@@ -80,6 +80,16 @@ class Trials(Repository):
             TrialRow.experiment_id == experiment_id, TrialRow.state.in_([state.value for state in _OPEN])
         )
 
+    def retry_of(self, trial_id: str) -> TrialRecord | None:
+        """The trial that tries a failed one again, None if nobody has asked for one."""
+        records = self._records(TrialRow.retry_of == trial_id)
+        return records[0] if records else None
+
+    def retries(self, trial_ids: Collection[str]) -> dict[str, str]:
+        """Failed trial -> the trial that tries it again, for those of `trial_ids` that have one."""
+        rows = self._connection.execute(select(TrialRow.retry_of, TrialRow.id).where(TrialRow.retry_of.in_(trial_ids)))
+        return {str(failed): id for failed, id in rows}
+
     def waiting(self, experiment_id: str) -> tuple[TrialRecord, ...]:
         """The trials that have not ended and have no live run: what a driver has to start, in order of number."""
         live = {run.trial_id for run in self._work.runs.live(experiment_id)}
@@ -257,6 +267,13 @@ class Trials(Repository):
     def explain(self, trial_id: str, reason: str) -> None:
         """Says why a trial that has not ended is not running. The caller holds the experiment."""
         self._connection.execute(update(TrialRow).where(TrialRow.id == trial_id).values(reason=reason))
+
+    def set_aside(self, trial: TrialRecord, *, reason: str) -> None:
+        """Lets a trial wait whose run has ended in good order before its time: it goes on later, at no cost.
+
+        The caller holds the experiment.
+        """
+        self._move(trial.id, trial.state, TrialState.RETRYING, reason=reason, experiment_id=trial.experiment_id)
 
     def end(
         self,

@@ -8,24 +8,25 @@ committed checkpoint while it lives, all of them when it has ended. A retried tr
 TensorBoard's files are written on the way, where an experiment asks for them.
 """
 
-import itertools
 import logging
 import os
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator import home as layout
 from orchestrator.errors import StoreUnavailable, TrackingUnavailable
+from orchestrator.spec import Tracking
 from orchestrator.states import is_terminal
 from orchestrator.store.records import CheckpointRecord, ExperimentRecord, TrackingRecord, TrialRecord
 from orchestrator.store.session import Database, database_url, open_database
 from orchestrator.tracking import record, server
 from orchestrator.tracking.artifacts import write_artifacts, write_spec
 from orchestrator.tracking.remote import TIMEOUT_S, Refused, Remote, RunDeleted
-from orchestrator.tracking.series import RunFolder, Source
+from orchestrator.tracking.series import RunFolder, Source, last_step
 from orchestrator.tracking.tensorboard import EventFiles
 from trainer.config import TrainConfig
 
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 _INTERVAL_S = 2.0
 _MAX_BACKOFF_S = 60.0
 _NICENESS = 10
+_STRETCH_STEPS = 1000
+"""Most steps that are forwarded before it is noted; with every step in MLflow about 130,000 points."""
 
 
 class Forwarder:
@@ -103,23 +106,17 @@ class Forwarder:
             self._remote.log_data(run_id, record.data(config, environment))
             positions["data"] = True
             self._save(trial, run_id, positions)
+        tracking_spec = Tracking.model_validate(experiment.spec.get("tracking", {}))
         ended = is_terminal(trial.state)
-        until = None if ended else (checkpoint.step if checkpoint is not None else -1)
-        after = positions.get("step", -1)
-        if until > after if until is not None else "whole" not in positions:
-            self._remote.log_points(
-                run_id,
-                itertools.chain(
-                    record.step_points(source, config, after=after, until=until),
-                    record.evaluation_points(source, after=after, until=until),
-                    record.machine_points(source, after=after, until=until),
-                ),
-            )
-            self._remote.log_tags(run_id, tags)
+        for after, until in _stretches(positions, source, checkpoint, ended=ended):
+            points = record.points(source, config, tracking_spec, after=after, until=until)
+            self._remote.log_points(run_id, points)
             positions |= {"whole": True} if until is None else {"step": until}
+            if until is None or (checkpoint is not None and until == checkpoint.step):
+                self._remote.log_tags(run_id, tags)
             self._save(trial, run_id, positions)
         if ended:
-            self._finish(mlflow_experiment_id, run_id, trial, source, checkpoint)
+            self._finish(mlflow_experiment_id, run_id, experiment, trial, source, checkpoint)
             self._save(trial, run_id, positions, finished=True)
         return ended
 
@@ -127,13 +124,14 @@ class Forwarder:
         self,
         mlflow_experiment_id: str,
         run_id: str,
+        experiment: ExperimentRecord,
         trial: TrialRecord,
         source: Source,
         checkpoint: CheckpointRecord | None,
     ) -> None:
         self._remote.log_points(run_id, record.summary_points(trial))
         with tempfile.TemporaryDirectory(prefix="evenload-artifacts-") as folder:
-            write_artifacts(source, trial, Path(folder))
+            write_artifacts(source, experiment, trial, Path(folder))
             self._remote.log_artifacts(run_id, Path(folder))
         if checkpoint is not None:
             self._remote.log_model(mlflow_experiment_id, run_id, record.trained_model(trial, checkpoint))
@@ -223,6 +221,27 @@ class Forwarder:
         self._database.run(
             lambda work: work.tracking.save(trial.id, mlflow_run_id=run_id, positions=positions, finished=finished)
         )
+
+
+def _stretches(
+    positions: dict[str, Any], source: Source, checkpoint: CheckpointRecord | None, *, ended: bool
+) -> Iterator[tuple[int, int | None]]:
+    """What is final and not acknowledged yet, as ranges `after < step <= until`; an ended trial's last one is open.
+
+    A long trial goes in pieces, each noted when it is there: what an outage interrupts is sent again only from the last
+    of them on.
+    """
+    if "whole" in positions:
+        return
+    after = int(positions.get("step", -1))
+    last = last_step(source) if ended else (checkpoint.step if checkpoint is not None else -1)
+    while last - after > _STRETCH_STEPS:
+        yield after, after + _STRETCH_STEPS
+        after += _STRETCH_STEPS
+    if ended:
+        yield after, None
+    elif last > after:
+        yield after, last
 
 
 def tracking_uri(database: Database) -> str | None:

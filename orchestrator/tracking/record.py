@@ -4,23 +4,24 @@ Everything is a function of rows and of telemetry that is final, timestamps incl
 the same bytes, which MLflow drops. MLflow itself is not imported here.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from orchestrator.spec import Tracking
 from orchestrator.states import TrialState
 from orchestrator.store.records import CheckpointRecord, ExperimentRecord, TrialRecord
 from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.series import Source, evaluations, machine_use
 from trainer.config import TrainConfig
-from trainer.metrics.catalog import QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
+from trainer.metrics.catalog import PROBE_SCALARS, QUANTIZATION_SCALARS, ROUTER_SCALARS, SCALARS, UPDATE_SCALARS
 
-MAX_SCALAR_POINTS = 500
-MAX_ROUTER_POINTS = 100
-"""Per metric. Every step is in the telemetry; MLflow gets an even sample, for it keeps each point as a row."""
+ROUTER_SHARE = 5
+"""The router's metrics are sent at one in so many of the steps at which the scalars are."""
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 5000
 _MAX_DIGEST_LENGTH = 36
@@ -168,51 +169,62 @@ def run_name(trial: TrialRecord) -> str:
     return f"{name} ({', '.join(values)})" if values else name
 
 
-def step_points(source: Source, config: TrainConfig, *, after: int, until: int | None) -> Iterator[Point]:
-    """The sampled training points of the steps `after < step <= until`; all to the end if `until` is None.
+def sampled_steps(config: TrainConfig, tracking: Tracking) -> tuple[int, int]:
+    """Of which steps MLflow gets the scalars, and of which the router's metrics: every so many.
 
-    A step is in the sample or not whatever was sent before, but for the last step of a trial, which always is.
+    Of the router's there are three for each metric, and as many metrics again: a fifth of the steps is as many points.
     """
-    for points, at_most in ((scalar_points, MAX_SCALAR_POINTS), (router_points, MAX_ROUTER_POINTS)):
-        yield from points(source, after=after, until=until, stride=max(1, math.ceil(config.num_steps / at_most)))
+    if tracking.mlflow_points == "all":
+        return 1, 1
+    of_router = max(1, tracking.mlflow_points // ROUTER_SHARE)
+    return max(1, math.ceil(config.num_steps / tracking.mlflow_points)), max(1, math.ceil(config.num_steps / of_router))
+
+
+def points(
+    source: Source, config: TrainConfig, tracking: Tracking, *, after: int, until: int | None
+) -> Iterator[Point]:
+    """Everything that MLflow gets of the steps `after < step <= until`; to the end if `until` is None.
+
+    Whether a step is in the sample does not depend on what was sent before, but for the last step of a trial, which
+    always is. Key by key: MLflow writes the newest value of each key of a batch beside the points themselves, and the
+    fewer keys a batch has, the less that is.
+    """
+    scalar_stride, router_stride = sampled_steps(config, tracking)
+    yield from scalar_points(source, after=after, until=until, stride=scalar_stride)
+    yield from router_points(source, after=after, until=until, stride=router_stride)
+    for of in (evaluation_points, probe_points, machine_points):
+        yield from of(source, after=after, until=until)
 
 
 def scalar_points(source: Source, *, after: int, until: int | None, stride: int = 1) -> Iterator[Point]:
     """Every `stride`-th step of the scalars, and every update-to-parameter ratio; most steps measure none."""
     table = columns(source.folders, "scalars", ["time_ms", *SCALARS, *UPDATE_SCALARS], steps=_range(after, until))
-    wanted = _sampled(table["step"], stride, after, until)
-    inside = (table["step"] > after) & (table["step"] <= (math.inf if until is None else until))
     measured = np.any([np.isfinite(table[key]) for key in UPDATE_SCALARS], axis=0)
-    for row in np.flatnonzero(wanted | (inside & measured)):
-        keys = (*(SCALARS if wanted[row] else ()), *(UPDATE_SCALARS if measured[row] else ()))
+    for keys, rows in (
+        (SCALARS, _sampled(table["step"], stride, after, until)),
+        (UPDATE_SCALARS, measured & _inside(table["step"], after, until)),
+    ):
         for key in keys:
-            yield Point(key, float(table[key][row]), int(table["time_ms"][row]), int(table["step"][row]))
+            yield from _curve(key, table[key][rows], table["time_ms"][rows], table["step"][rows])
 
 
 def router_points(source: Source, *, after: int, until: int | None, stride: int = 1) -> Iterator[Point]:
     """Every `stride`-th step of the router's metrics: least, mean and greatest of the layers."""
     names = (*ROUTER_SCALARS, *QUANTIZATION_SCALARS)
     table = columns(source.folders, "router", ["time_ms", *names], steps=_range(after, until))
-    if not len(table["step"]):
-        return
-    # Rows of a step lie together, layer after layer.
-    starts = np.flatnonzero(np.diff(table["step"], prepend=-1))
-    counts = np.diff(starts, append=len(table["step"]))
-    # A run records what it has: no casts without a narrow format, and not what came to the catalogue after it.
-    recorded = [key for key in names if not np.isnan(table[key]).all()]
-    over_layers = {
-        (key, word): reduced
-        for key in recorded
-        for word, reduced in (
-            ("min", np.fmin.reduceat(table[key].astype(np.float64), starts)),
-            ("mean", np.add.reduceat(table[key].astype(np.float64), starts) / counts),
-            ("max", np.fmax.reduceat(table[key].astype(np.float64), starts)),
-        )
-    }
-    router_steps, times = table["step"][starts], table["time_ms"][starts]
-    for row in np.flatnonzero(_sampled(router_steps, stride, after, until)):
-        for (key, word), values in over_layers.items():
-            yield Point(f"{key}/{word}", float(values[row]), int(times[row]), int(router_steps[row]))
+    yield from _layer_points(table, names, lambda steps: _sampled(steps, stride, after, until))
+
+
+def probe_points(source: Source, *, after: int, until: int | None) -> Iterator[Point]:
+    """What every evaluation found on the probe set: least, mean and greatest of the layers. The first has no churn."""
+    table = columns(source.folders, "probes", ["time_ms", *PROBE_SCALARS], steps=_range(after, until))
+    # A run that was lost before its first checkpoint leaves a probe of step 0, and the one after it takes another.
+    taken = list(zip(table["step"].tolist(), table["time_ms"].tolist(), strict=True))
+    newest = dict(taken)
+    kept = np.array([newest[step] == time_ms for step, time_ms in taken], dtype=bool)
+    table = {name: array[kept] for name, array in table.items()}
+    found = _layer_points(table, PROBE_SCALARS, lambda steps: _inside(steps, after, until))
+    yield from (point for point in found if not math.isnan(point.value))
 
 
 def machine_points(source: Source, *, after: int, until: int | None) -> Iterator[Point]:
@@ -232,11 +244,20 @@ def evaluation_points(source: Source, *, after: int, until: int | None) -> Itera
 
 
 def summary_points(trial: TrialRecord) -> Iterator[Point]:
-    """The ended trial's figures, at the time it ended."""
+    """The ended trial's figures, at the time it ended; of those that every layer has the mean.
+
+    How much of the routing of earlier evaluations is that of the last one (saturation) is known only now; it is a curve
+    over their steps.
+    """
     assert trial.finished_at_ms is not None
     if trial.objective is not None:
         yield Point("objective", trial.objective, trial.finished_at_ms, 0)
-    for path, value in _flatten("", trial.summary):
+    summary = dict(trial.summary or {})
+    for at in summary.pop("router_saturation", None) or ():
+        shares = at["by_layer"]
+        for word, share in (("min", min(shares)), ("mean", sum(shares) / len(shares)), ("max", max(shares))):
+            yield Point(f"probe/saturation/{word}", share, trial.finished_at_ms, at["step"])
+    for path, value in _flatten("", summary, mean=True):
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield Point(f"summary/{path.replace('.', '/')}", float(value), trial.finished_at_ms, 0)
 
@@ -249,23 +270,64 @@ def status(state: TrialState) -> str:
 
 
 def _range(after: int, until: int | None) -> tuple[int, int]:
-    return after + 1, 2**62 if until is None else until
+    return (after, 2**62) if until is None else (after + 1, until)
+
+
+def _inside(steps: np.ndarray, after: int, until: int | None) -> np.ndarray:
+    return (steps > after) & (steps <= (math.inf if until is None else until))
 
 
 def _sampled(steps: np.ndarray, stride: int, after: int, until: int | None) -> np.ndarray:
-    """Which rows are of every `stride`-th step, of the first, or of the last if the trial has ended."""
-    wanted = (steps % stride == 0) | (steps == 1)
+    """Which rows are of every `stride`-th step, of the first, or of the last if the trial has ended.
+
+    The last may be the step `after`: that it is the last was not known when the steps up to it were sent.
+    """
+    regular = (steps % stride == 0) | (steps == 1)
+    wanted = regular & _inside(steps, after, until)
     if until is None and len(steps):
-        wanted |= steps == steps.max()
-    return wanted & (steps > after) & (steps <= (math.inf if until is None else until))
+        wanted |= (steps == steps.max()) & ~regular
+    return wanted
 
 
-def _flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _curve(key: str, values: np.ndarray, times: np.ndarray, steps: np.ndarray) -> Iterator[Point]:
+    columns_of = (values.astype(np.float64).tolist(), times.astype(int).tolist(), steps.astype(int).tolist())
+    return map(Point, itertools.repeat(key), *columns_of)
+
+
+def _layer_points(
+    table: Mapping[str, np.ndarray], names: Sequence[str], wanted: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Point]:
+    """Three curves for each metric of a table with a row per step and layer, at the steps that `wanted` chooses."""
+    if not len(table["step"]):
+        return
+    # Rows of a step lie together, layer after layer.
+    starts = np.flatnonzero(np.diff(table["step"], prepend=-1))
+    counts = np.diff(starts, append=len(table["step"]))
+    rows = wanted(table["step"][starts])
+    steps, times = table["step"][starts][rows], table["time_ms"][starts][rows]
+    for name in names:
+        # A run records what it has: no casts without a narrow format, and not what came to the catalogue after it.
+        if np.isnan(table[name]).all():
+            continue
+        values = table[name].astype(np.float64)
+        for word, reduced in (
+            ("min", np.fmin.reduceat(values, starts)),
+            ("mean", np.add.reduceat(values, starts) / counts),
+            ("max", np.fmax.reduceat(values, starts)),
+        ):
+            yield from _curve(f"{name}/{word}", reduced[rows], times, steps)
+
+
+def _flatten(path: str, value: Any, *, mean: bool = False) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in a document; with `mean`, a list of numbers is one value."""
     if isinstance(value, Mapping):
         for key in value:
-            yield from _flatten(f"{path}.{key}" if path else str(key), value[key])
+            yield from _flatten(f"{path}.{key}" if path else str(key), value[key], mean=mean)
     elif isinstance(value, list | tuple) and value:
-        for index, item in enumerate(value):
-            yield from _flatten(f"{path}.{index}", item)
+        if mean and all(isinstance(item, int | float) for item in value):
+            yield path, sum(value) / len(value)
+        else:
+            for index, item in enumerate(value):
+                yield from _flatten(f"{path}.{index}", item, mean=mean)
     else:
         yield path, value

@@ -237,6 +237,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def last_step(source: Source) -> int:
+    """The last training step in the telemetry; -1 before any."""
+    return max(
+        (chunk.last for piece in pieces(source.folders) for chunk in chunks(piece.folder, "scalars")), default=-1
+    )
+
+
 def moe_layers(source: Source) -> list[int]:
     """Indices in the whole model of the layers with router telemetry; [] for a dense model or before any chunk."""
     for folder in reversed(source.folders):

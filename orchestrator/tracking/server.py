@@ -30,8 +30,8 @@ def external_uri() -> str | None:
     return os.environ.get("EVENLOAD_MLFLOW_URI") or None
 
 
-def start_server(root: Path) -> tuple[ProcessIdentity, str, "subprocess.Popen[bytes]"]:
-    """Starts the server of the home `root` on a free port.
+def start_server(root: Path, *, port: int | None = None) -> tuple[ProcessIdentity, str, "subprocess.Popen[bytes]"]:
+    """Starts the server of the home `root` on `port`, or a free one.
 
     Returns its identity, its URL, and the child to reap. It answers some seconds later: see `is_healthy`.
     """
@@ -43,7 +43,7 @@ def start_server(root: Path) -> tuple[ProcessIdentity, str, "subprocess.Popen[by
     connection = sqlite3.connect(database)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.close()
-    port = _free_port()
+    port = port or _free_port()
     child = processes.start_module(
         "mlflow",
         [

@@ -118,6 +118,7 @@ _STREAMS = (
     _Stream("scalars", _last_of("scalars"), record.scalar_points),
     _Stream("router", _last_of("router"), record.router_points),
     _Stream("evaluations", _last_of("evaluations"), record.evaluation_points),
+    _Stream("probes", _last_of("probes"), record.probe_points),
     _Stream("machine", _last_sample, record.machine_points),
 )
 

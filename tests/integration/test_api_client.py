@@ -203,6 +203,18 @@ def test_the_command_line_answers_with_a_status_and_no_traceback(
         assert "Traceback" not in result.stderr
 
 
+def test_documents_of_spikes_are_asked_for_by_client_and_command(
+    client: Client, server: tuple[Installation, str]
+) -> None:
+    experiment = client.submit(experiment_document(name="no spikes yet")).id
+    found = client.implicated_documents(experiment, min_trials=3)
+    assert (found.items, found.num_trials, found.min_trials, found.everywhere) == ([], 0, 3, False)
+    told = labs.evenload(server[0].home, "spikes", experiment, "--min-trials", "3", "--everywhere", "--json")
+    assert json.loads(told.stdout) == found.model_dump(mode="json") | {"everywhere": True}
+    in_words = labs.evenload(server[0].home, "spikes", experiment).stdout
+    assert "No document was in spikes of 2 trials or more." in in_words
+
+
 def test_token_prints_the_token_alone(server: tuple[Installation, str]) -> None:
     home, url = server[0].home, server[1]
     result = labs.evenload(home, "token")

@@ -88,6 +88,33 @@ def test_an_answer_lost_to_any_request_leaves_one_run_and_every_point_once(
     check_everything_is_there_once(mlflow_server, database, root, experiment_id)
 
 
+def test_server_killed_in_the_middle_of_a_batch_and_started_again_gets_every_point_once(
+    proxy: FaultyProxy, mlflow_server: MlflowServer, database: Database, root: Path
+) -> None:
+    """The real one, by SIGKILL, while it takes in points; what it has of the batch is for its database to say."""
+    experiment_id = submit(database, DOCUMENT)
+    train(database, root, experiment_id)
+    killed: list[bytes] = []
+
+    def kill(request: bytes) -> None:
+        if not killed and b"train/loss" in request:
+            killed.append(request)
+            mlflow_server.kill()
+
+    proxy.on_passed = kill
+    try:
+        with pytest.raises(TrackingUnavailable):
+            Forwarder(database, root, proxy.url).round()
+        assert killed, "this test needs a batch of points"
+        with pytest.raises(TrackingUnavailable):
+            Forwarder(database, root, proxy.url).round()
+    finally:
+        mlflow_server.start()
+        mlflow_server.wait()
+    forward_all(database, root, proxy.url)
+    check_everything_is_there_once(mlflow_server, database, root, experiment_id)
+
+
 def test_forwarder_killed_in_the_middle_of_a_batch_is_replaced_without_a_trace(
     proxy: FaultyProxy, mlflow_server: MlflowServer, database: Database, root: Path
 ) -> None:

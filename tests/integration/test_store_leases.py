@@ -50,7 +50,7 @@ def test_live_lease_is_not_taken(database: Database, lease_clock: FakeLeaseClock
     assert claim(database, experiment_id) is None
 
 
-@pytest.mark.parametrize("death", ["expired", "rebooted", "released"])
+@pytest.mark.parametrize("death", ["expired", "rebooted", "released", "the clock went back by a day"])
 def test_dead_lease_is_taken_over_with_the_next_epoch(
     database: Database, lease_clock: FakeLeaseClock, death: str
 ) -> None:
@@ -59,6 +59,8 @@ def test_dead_lease_is_taken_over_with_the_next_epoch(
         lease_clock.ms += 15_000
     elif death == "rebooted":
         lease_clock.boot_id = "boot-2"
+    elif death == "the clock went back by a day":
+        lease_clock.ms -= 86_400_000
     else:
         with database.transaction() as work:
             work.experiments.release(experiment_id, epoch=epoch)

@@ -1,5 +1,6 @@
 """The real store in the simulated world: it keeps I1 to I9, and does in every history what the model of it does."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +12,20 @@ from orchestrator.store.session import Database, open_database
 from tests.support.simulation.simulate import MakeStore, simulate
 from tests.support.simulation.world import World
 
+DAY_MS = 86_400_000
+
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Iterator[MakeStore]:
-    """Opens one SQLite file for world after world, each with its own clock."""
+    """Opens one SQLite file for world after world; leases have the world's clock, the wall clock is never right."""
     url = f"sqlite:///{tmp_path / 'evenload.db'}"
     upgrade(url)
     opened: list[Database] = []
 
     def make(world: World) -> Database:
-        opened.append(open_database(url, lease_time=world.lease_time))
+        wall = random.Random(world.seed)
+        clock = lambda: 1_000_000_000_000 + world.ms + wall.choice((-DAY_MS, 0, DAY_MS))  # noqa: E731
+        opened.append(open_database(url, clock=clock, lease_time=world.lease_time))
         return opened[-1]
 
     yield make

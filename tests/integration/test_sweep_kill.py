@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.search.propose import study_of
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import ExperimentState, RunState, TrialState
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document, table
 
@@ -69,3 +69,22 @@ def test_synchronous_sweep_killed_twice_gives_the_identical_table(installation: 
     installation.drive(killed)
     assert table(installation.database, killed) == table(installation.database, undisturbed)
     assert {row[3] for row in table(installation.database, killed)} == {TrialState.COMPLETED, TrialState.PRUNED}
+
+
+def test_population_goes_on_from_the_checkpoints_of_its_best(installation: Installation) -> None:
+    scheduler = {"kind": "pbt", "resource": "steps", "min_resource": 8, "interval_resource": 8, "quantile": 0.5}
+    space = {"optimizer.lr": {"choice": [3e-3, 1e-6]}}
+    document = sweep_document(num_trials=2, num_steps=16, scheduler=scheduler, space=space, sampler={"kind": "grid"})
+    experiment_id = installation.submit(document)
+    installation.drive(experiment_id)
+    with installation.database.read() as work:
+        best, worst, copy = work.trials.history(experiment_id)
+        assert work.experiments.get(experiment_id).state is ExperimentState.COMPLETED
+        (run,) = work.runs.of_trial(copy.id)
+    assert (worst.state, worst.cause, worst.reason) == (TrialState.PRUNED, Cause.PBT, worst.rungs[0].explanation)
+    assert copy.parent_trial_id == best.id
+    # It begins with what its parent had there, and trains the rest of the budget.
+    assert copy.rungs[0].value == best.rungs[0].value
+    assert copy.rungs[0].tokens == best.rungs[0].tokens
+    assert (copy.state, copy.objective_tokens) == (TrialState.COMPLETED, best.objective_tokens)
+    assert run.stop_at_tokens is None

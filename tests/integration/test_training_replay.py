@@ -18,9 +18,9 @@ from trainer.checkpoint_manifest import newest_valid_checkpoint
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport
 from trainer.data.shards import default_cache_dir
-from trainer.environment import write_config
 from trainer.recorded_run import Difference, NotRecorded
 from trainer.replay import ReplayFailed, Verdict, replay
+from trainer.run_folder import write_config
 from trainer.worker import run
 
 NUM_STEPS = 20

@@ -1,6 +1,7 @@
 """Two workers (DistributedDataParallel, gloo) train what one worker trains at the same global batch."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from tests.support.training import STEP_TOKENS, Finished, exact_columns, request, run_training, train_config
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest
+from trainer.data.shards import default_cache_dir
+from trainer.replay import ReplayFailed, replay
+from trainer.run_folder import write_config
 
 # Not with the scope of a micro-batch, of which two workers have others than one.
 BALANCING = [
@@ -43,6 +47,10 @@ with open(reports_file, "a") as file:
     run(request, report, World.of_process_group(torch.device("cpu")))
 dist.destroy_process_group()
 """
+
+
+# Of torch to whoever disables what it names, as a run of several workers does; here rank 0 is this process.
+in_this_process = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
 
 
 def config(**sections: dict[str, Any]) -> TrainConfig:
@@ -242,6 +250,30 @@ def test_two_workers_resume_exactly(two: Finished, tmp_path: Path):
     assert statuses == [0, 0]
     for kind in ("scalars", "router", "evaluations"):
         assert exact_columns(resumed.table(kind)).equals(exact_columns(two.table(kind)))
+
+
+@in_this_process
+def test_run_of_two_workers_is_replayed_by_two(two: Finished, tmp_path: Path):
+    """By one if that is asked for, which is then said to be another environment."""
+    (tmp_path / "scratch").mkdir()
+    verdict = replay(two.folder, tmp_path / "scratch", cache_folder=default_cache_dir())
+    assert verdict.identical, verdict.difference
+    assert "world_size" not in {each.name for each in verdict.environment}
+    assert (verdict.first_step, verdict.last_step) == (1, 10)
+    assert verdict.num_checkpoints == len(list((two.folder / "checkpoints").iterdir())) > 0
+
+    (tmp_path / "alone").mkdir()
+    verdict = replay(two.folder, tmp_path / "alone", cache_folder=default_cache_dir(), num_workers=1, last_step=1)
+    assert ("world_size", 2, 1) in verdict.environment
+
+
+@in_this_process
+def test_replay_by_two_that_fails_says_why(two: Finished, tmp_path: Path):
+    folder = shutil.copytree(two.folder, tmp_path / "run")
+    write_config(folder, config(loop={"global_batch_size": 9, "micro_batch_size": 3}))
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(ReplayFailed, match=r"loop\.global_batch_size=9"):
+        replay(folder, tmp_path / "scratch", cache_folder=default_cache_dir())
 
 
 def test_stop_file_stops_both_at_the_same_step(tmp_path: Path):

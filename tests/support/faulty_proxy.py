@@ -56,6 +56,8 @@ class FaultyProxy:
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self.met: Counter[Fault] = Counter()
         """How many requests met which fault."""
+        self.on_passed: Callable[[bytes], None] = lambda _: None
+        """Called with every request when the server has all of it, and may be in the middle of what it asks for."""
 
     @property
     def url(self) -> str:
@@ -110,6 +112,7 @@ class FaultyProxy:
                     _reset(server)
                     return _reset(client)
                 server.sendall(request)
+                self.on_passed(request)
                 answer = _read_all(server)
             if fault is Fault.LOSE_ANSWER:
                 return _reset(client)

@@ -1,6 +1,7 @@
 """One small trial to forward, and what MLflow has of it."""
 
 import contextlib
+import math
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.support.sweeps import sweep_document, take_over
 from tests.support.training import STEP_TOKENS
 from trainer import worker
 from trainer.config.run import RunReport, RunRequest
-from trainer.metrics.catalog import SCALARS
+from trainer.metrics.catalog import PROBE_SCALARS, SCALARS
 
 DOCUMENT = sweep_document(
     num_trials=1,
@@ -110,7 +111,19 @@ def check_everything_is_there_once(mlflow: MlflowServer, database: Database, roo
             assert steps == list(range(1, 25)), key
         if key.startswith("eval/"):
             assert steps == [0, 8, 16, 24], key
-    assert {key.partition("/")[0] for key in points} >= {"train", "optimizer", "router", "eval", "system", "summary"}
+    probes = columns(folders, "probes", PROBE_SCALARS)
+    for name in PROBE_SCALARS:
+        by_step: dict[int, list[float]] = {}
+        for step, value in zip(probes["step"].tolist(), probes[name].tolist(), strict=True):
+            # The first evaluation has none before it that it could differ from.
+            if not math.isnan(value):
+                by_step.setdefault(step, []).append(value)
+        assert by_step.keys() >= {8, 16, 24}, name
+        for word, of in (("min", min), ("max", max)):
+            assert points[f"{name}/{word}"] == [(step, of(values)) for step, values in by_step.items()], name
+    assert [step for step, _ in points["probe/saturation/mean"]] == [0, 8, 16, 24]
+    groups = {"train", "optimizer", "throughput", "router", "probe", "eval", "system", "summary", "objective"}
+    assert {key.partition("/")[0] for key in points} == groups
     assert len(run.inputs.dataset_inputs) == 2
     assert len(run.outputs.model_outputs) == 1
 

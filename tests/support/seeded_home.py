@@ -119,15 +119,26 @@ def diverging_document(*, num_steps: int) -> dict[str, Any]:
 
 
 def unclipped_document(*, num_steps: int) -> dict[str, Any]:
-    """Two high learning rates without clipping: the gradient norm has spikes."""
+    """Two high learning rates without clipping: the gradient norm has spikes, the router alarms, and forks a place."""
     base = train_document(num_steps=num_steps)
     base["optimizer"] = {"lr": 0.1, "beta2": 0.99}
     base["loop"]["max_grad_norm"] = None
+    base["loop"]["checkpoint_every_tokens"] = 40 * 256
+    base["warn_when"] = [
+        {
+            "kind": "metric",
+            "metric": "router/max_violation",
+            "comparison": "at_least",
+            "threshold": 1.5,
+            "for_steps": 10,
+        }
+    ]
     return {
         "name": "without clipping",
         "base": base,
         "space": {"optimizer.lr": {"choice": [0.1, 0.03]}},
         "sampler": {"kind": "grid"},
+        "keep_checkpoints": {"last": 10},
     }
 
 

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -135,24 +137,52 @@ def installation(ray_head: tuple[Head, Path], tmp_path: Path) -> Iterator[Instal
         database.close()
 
 
-class MlflowServer(NamedTuple):
-    """A server that runs, and the SQLite file that it keeps."""
+class MlflowServer:
+    """An MLflow server that runs, and can be killed and started again on the same port and files.
 
-    url: str
-    database: Path
+    Args:
+        root: the home it is the server of.
+
+    Attributes:
+        url: where it answers, or did before it was killed.
+        database: the SQLite file that it keeps.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.database = mlflow_folder(root) / "mlflow.db"
+        self._identity, self.url, self._child = server.start_server(root)
+
+    def wait(self) -> None:
+        """Waits until it answers."""
+        wait_until(lambda: server.is_healthy(self.url), what="MLflow")
+
+    def kill(self) -> None:
+        """Kills every process of it, whatever it is doing; they are gone when this returns."""
+        for process in processes.session_members(self._identity):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.stop()
+
+    def start(self) -> None:
+        """Starts it again."""
+        self._identity, self.url, self._child = server.start_server(self._root, port=urlsplit(self.url).port)
+
+    def stop(self) -> None:
+        """Ends it in good order."""
+        server.stop_server(self._identity)
+        self._child.wait()
 
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server for the whole session."""
-    root = tmp_path_factory.mktemp("mlflow")
-    identity, url, child = server.start_server(root)
+    """An MLflow server for the whole session. Whoever kills it starts it again."""
+    started = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     try:
-        wait_until(lambda: server.is_healthy(url), what="MLflow")
-        yield MlflowServer(url, mlflow_folder(root) / "mlflow.db")
+        started.wait()
+        yield started
     finally:
-        server.stop_server(identity)
-        child.wait()
+        started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ ONLINE_SIGMA_FLOOR = 1e-3
 SCORE_SIGMA_FLOOR = 1e-10
 """Least sigma relative to the mean in the score: only keeps rounding on a constant series from counting."""
 
+_TINY = float(np.finfo(np.float64).tiny)
+
 
 @dataclass(frozen=True)
 class Spike:
@@ -91,7 +93,7 @@ class SpikeDetector:
             # Summed anew each time: a running sum would drift, and depend on where a run was resumed.
             mean = math.fsum(self._values) / len(self._values)
             variance = math.fsum((x - mean) ** 2 for x in self._values) / len(self._values)
-            sigma = max(math.sqrt(variance), ONLINE_SIGMA_FLOOR * abs(mean), np.finfo(np.float64).tiny)
+            sigma = max(math.sqrt(variance), ONLINE_SIGMA_FLOOR * abs(mean), _TINY)
             if value > mean + self.threshold * sigma:
                 spike = Spike(value=value, baseline=mean, sigma=sigma)
         self._values.append(value)
@@ -136,7 +138,7 @@ def first_departure(
     if len(before) < min_window:
         return None
     mean = float(before.mean())
-    sigma = max(float(before.std()), ONLINE_SIGMA_FLOOR * abs(mean), float(np.finfo(np.float64).tiny))
+    sigma = max(float(before.std()), ONLINE_SIGMA_FLOOR * abs(mean), _TINY)
     for index, value in enumerate(newest):
         z = (value - mean) / sigma
         if abs(z) > threshold:
@@ -174,7 +176,7 @@ def spike_score(series: Sequence[float], *, window: int = 1000, k: float = 7.0, 
     for index in range(min_window, len(values)):
         before = values[max(0, index - window) : index]
         mean = before.mean()
-        sigma = max(before.std(), SCORE_SIGMA_FLOOR * abs(mean), np.finfo(np.float64).tiny)
+        sigma = max(before.std(), SCORE_SIGMA_FLOOR * abs(mean), _TINY)
         # "not below" so that a NaN or an infinity counts.
         num_spikes += not abs(values[index] - mean) < k * sigma
     num_scored = max(0, len(values) - min_window)

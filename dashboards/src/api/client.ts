@@ -11,7 +11,7 @@ type Answered<Operation> = Operation extends { responses: { 200: { content: { "a
 type Parameters<Operation> = Operation extends { parameters: infer All } ? All : never;
 type PathOf<Operation> = Parameters<Operation> extends { path: infer Values } ? Values : undefined;
 type QueryOf<Operation> = Parameters<Operation> extends { query?: infer Values } ? Values : undefined;
-type BodyOf<Operation> = Operation extends { requestBody: { content: { "application/json": infer Body } } } ? Body : undefined;
+type BodyOf<Operation> = Operation extends { requestBody?: { content: { "application/json": infer Body } } } ? (unknown extends Body ? undefined : Body) : undefined;
 
 type WithMethod<Method extends "get" | "post"> = {
   [Path in keyof paths]: paths[Path] extends Record<Method, { responses: unknown }> ? Path : never;

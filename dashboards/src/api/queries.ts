@@ -231,3 +231,38 @@ export function useForks(trialId: string): Answer<Schemas["ForkList"]> {
     refetchInterval: (query) => every(query.state.data?.items.some((fork) => isLive(fork.state)) ? 2 * LIVE_SERIES_MS : SLOWEST_MS)(query),
   });
 }
+
+/** Documents in the batches of spikes of several trials; of all experiments with `everywhere`. */
+export function useImplicated(experimentId: string, everywhere: boolean, live: boolean): Answer<Schemas["ImplicatedDocuments"]> {
+  return useQuery({
+    queryKey: ["implicated", experimentId, everywhere],
+    queryFn: ({ signal }) => get("/v1/experiments/{experiment_id}/implicated-documents", { path: { experiment_id: experimentId }, query: { everywhere }, signal }),
+    placeholderData: keepPreviousData,
+    ...while_(live, 4 * LIVE_SERIES_MS),
+  });
+}
+
+/** What was asked of an experiment; asked often while something is pending, for it changes what else is shown. */
+export function useCommands(experimentId: string, live: boolean): Answer<Schemas["CommandList"]> {
+  return useQuery({
+    queryKey: ["commands", experimentId],
+    queryFn: ({ signal }) => get("/v1/experiments/{id}/commands", { path: { id: experimentId }, signal }),
+    ...while_(live, LIVE_MS),
+  });
+}
+
+/** Who waits for a place, and for what. */
+export function useQueue(): Answer<Schemas["QueueRead"]> {
+  return useQuery({ queryKey: ["queue"], queryFn: ({ signal }) => get("/v1/queue", { signal }), refetchInterval: every(2 * LIVE_MS) });
+}
+
+/** What an experiment's trials show; asked again soon where a newer one is being worked out. */
+export function useAnalysis(experimentId: string, live: boolean, enabled: boolean): Answer<Schemas["AnalysisRead"]> {
+  return useQuery({
+    queryKey: ["analysis", experimentId, live],
+    queryFn: ({ signal }) => get("/v1/experiments/{experiment_id}/analysis", { path: { experiment_id: experimentId }, signal }),
+    placeholderData: keepPreviousData,
+    enabled,
+    refetchInterval: (query) => (query.state.data?.state === "current" && !live ? false : every(2 * LIVE_SERIES_MS)(query)),
+  });
+}

@@ -172,26 +172,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{experiment_id}:cancel": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Cancel Experiment
-         * @description Ask for the end of an experiment: running trials write a checkpoint and stop. Asking again changes nothing.
-         */
-        post: operations["cancel_experiment"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/v1/experiments/{experiment_id}/comparison": {
         parameters: {
             query?: never;
@@ -206,6 +186,395 @@ export interface paths {
         get: operations["compare_trials"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}:pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause Experiment
+         * @description Stop for now: running trials write a checkpoint and give their places back; nothing is lost.
+         */
+        post: operations["pause_experiment"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}:resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Resume Experiment
+         * @description Go on with a paused experiment; its trials go on from their checkpoints, bit for bit.
+         */
+        post: operations["resume_experiment"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}:cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel Experiment
+         * @description End an experiment: running trials write a checkpoint and stop, and are killed after the deadline.
+         */
+        post: operations["cancel_experiment"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}:kill": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Kill Experiment
+         * @description End an experiment now, without checkpoints; also one that is being cancelled.
+         */
+        post: operations["kill_experiment"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}:prioritize": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Prioritize Experiment
+         * @description Change the priority; free places go by it from now on. Nothing that runs is interrupted.
+         */
+        post: operations["prioritize_experiment"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}/commands": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Commands
+         * @description What users wished for an experiment and its trials, and what became of it; oldest first.
+         */
+        get: operations["list_commands"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{id}/trials": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Add Trial
+         * @description Add a point by hand. It is run to its end and compared; the search goes on as if it were not there.
+         *
+         *     Repeating the call with the same key and body gives the first answer. An experiment that has ended is queued again.
+         */
+        post: operations["add_trial"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/trials/{id}:stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop Trial
+         * @description End one trial: it is pruned with what it came to, or cancelled if it had not begun; the experiment goes on.
+         */
+        post: operations["stop_trial"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/trials/{id}:retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Retry Trial
+         * @description Try a failed trial again, as a new trial with its configuration, which is returned; the failed one stays.
+         *
+         *     An experiment that has ended is queued again.
+         */
+        post: operations["retry_trial"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments:pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause Experiments
+         * @description Pause each of them.
+         */
+        post: operations["pause_experiments"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments:resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Resume Experiments
+         * @description Resume each of them.
+         */
+        post: operations["resume_experiments"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments:cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel Experiments
+         * @description Cancel each of them.
+         */
+        post: operations["cancel_experiments"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments:kill": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Kill Experiments
+         * @description Kill each of them.
+         */
+        post: operations["kill_experiments"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments:prioritize": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Prioritize Experiments
+         * @description Give each of them the priority.
+         */
+        post: operations["prioritize_experiments"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/trials:stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop Trials
+         * @description Stop each of them.
+         */
+        post: operations["stop_trials"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/trials:retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Retry Trials
+         * @description Try each of them again.
+         */
+        post: operations["retry_trials"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/queue": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Queue
+         * @description Who waits for places of the cluster and why, in the order in which they are given out.
+         */
+        get: operations["get_queue"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{experiment_id}/analysis": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Analysis
+         * @description Best so far, Pareto front, slices and importance of the parameters. Worked out elsewhere, and kept.
+         *
+         *     Where it is not current, a newer one is worked out: ask again.
+         */
+        get: operations["get_analysis"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/experiments/{experiment_id}:extend": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Extend Experiment
+         * @description Queue an ended experiment again with more trials, in the same space or a wider one.
+         *
+         *     It keeps its trials, and the sampler learns from all of them. Asking again for what it was extended to changes
+         *     nothing.
+         */
+        post: operations["extend_experiment"];
         delete?: never;
         options?: never;
         head?: never;
@@ -515,6 +884,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/experiments/{experiment_id}/implicated-documents": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Implicated Documents
+         * @description Documents in the batches of spikes of several trials, beside what chance alone would give.
+         */
+        get: operations["list_implicated_documents"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/experiments/{experiment_id}/events": {
         parameters: {
             query?: never;
@@ -601,47 +990,99 @@ export interface components {
     schemas: {
         /**
          * ASHAScheduler
-         * @description Asynchronous successive halving, stopping variant: at each rung the best 1/reduction_factor go on.
+         * @description Asynchronous successive halving: at each rung the best 1/reduction_factor go on.
          *
-         *     Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
-         *     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a
-         *     stopped trial. In a synchronous experiment it is successive halving (algorithm 1) of each batch.
+         *     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2, with `mode: promote`; the stopping variant decides on arrival
+         *     and never resumes a stopped trial. In a synchronous experiment it is successive halving (algorithm 1) of each batch.
          */
         ASHAScheduler: {
             /**
-             * @description discriminator enum property added by openapi-typescript
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
              * @enum {string}
              */
-            kind: "asha";
-            /** Min Tokens */
-            min_tokens: number;
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
             /**
              * Reduction Factor
              * @default 3
              */
             reduction_factor: number;
+            /**
+             * Mode
+             * @description `stop`: a trial is decided on once, as it arrives. `promote`: it pauses at every rung, with a checkpoint, and
+             *     goes on when it is among the best 1/reduction_factor of those that have arrived by then; a free place goes to the
+             *     paused trial of the highest rung that is, else to a new trial.
+             * @default stop
+             * @enum {string}
+             */
+            mode: "stop" | "promote";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "asha";
         };
         /**
          * ASHAScheduler
-         * @description Asynchronous successive halving, stopping variant: at each rung the best 1/reduction_factor go on.
+         * @description Asynchronous successive halving: at each rung the best 1/reduction_factor go on.
          *
-         *     Rungs are at `min_tokens * reduction_factor^i` training tokens, below the trial's budget.
-         *     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2; the stopping variant decides on arrival and never resumes a
-         *     stopped trial. In a synchronous experiment it is successive halving (algorithm 1) of each batch.
+         *     Source: Li et al. 2020, arXiv:1810.05934, algorithm 2, with `mode: promote`; the stopping variant decides on arrival
+         *     and never resumes a stopped trial. In a synchronous experiment it is successive halving (algorithm 1) of each batch.
          */
         ASHASchedulerInput: {
             /**
-             * @description discriminator enum property added by openapi-typescript
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
              * @enum {string}
              */
-            kind: "asha";
-            /** Min Tokens */
-            min_tokens: number;
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
             /**
              * Reduction Factor
              * @default 3
              */
             reduction_factor: number;
+            /**
+             * Mode
+             * @description `stop`: a trial is decided on once, as it arrives. `promote`: it pauses at every rung, with a checkpoint, and
+             *     goes on when it is among the best 1/reduction_factor of those that have arrived by then; a free place goes to the
+             *     paused trial of the highest rung that is, else to a new trial.
+             * @default stop
+             * @enum {string}
+             */
+            mode: "stop" | "promote";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "asha";
         };
         /**
          * AdaGCConfig
@@ -1142,6 +1583,24 @@ export interface components {
             eps: number;
         };
         /**
+         * AddRequest
+         * @description A point by hand.
+         */
+        AddRequest: {
+            /**
+             * Params
+             * @description Parameter -> value, as in a trial's `params`; what is left out is drawn at random.
+             */
+            params?: {
+                [key: string]: boolean | number | string | null;
+            };
+            /**
+             * Label
+             * @description Its name in tables.
+             */
+            label?: string | null;
+        };
+        /**
          * Alarm
          * @description A rule about a metric that began to hold, or ceased to.
          */
@@ -1208,6 +1667,89 @@ export interface components {
         AlarmList: {
             /** Items */
             items: components["schemas"]["Alarm"][];
+        };
+        /**
+         * Amounts
+         * @description Of the cluster.
+         */
+        Amounts: {
+            /** Cpus */
+            cpus: number;
+            /** Gpus */
+            gpus: number;
+            /** Memory Gib */
+            memory_gib: number;
+        };
+        /**
+         * AnalysedObjective
+         * @description One of the objectives, the first one first.
+         */
+        AnalysedObjective: {
+            /** Metric */
+            metric: string;
+            /** Domain */
+            domain: string;
+            /**
+             * Direction
+             * @enum {string}
+             */
+            direction: "minimize" | "maximize";
+        };
+        /**
+         * Analysis
+         * @description What an experiment's trials show.
+         */
+        Analysis: {
+            /** Objectives */
+            objectives: components["schemas"]["AnalysedObjective"][];
+            /** Num Completed */
+            num_completed: number;
+            /**
+             * Num Trials
+             * @description Trials of the search (points, where they have several seeds).
+             */
+            num_trials: number;
+            /** Best So Far */
+            best_so_far: components["schemas"]["Improvement"][];
+            /** Best Basis */
+            best_basis: string;
+            /**
+             * Front
+             * @description Empty with one objective.
+             */
+            front: components["schemas"]["FrontPoint"][];
+            /** Front Basis */
+            front_basis: string;
+            slices: components["schemas"]["Slices"];
+            /** Importance */
+            importance: components["schemas"]["Importance"][];
+        };
+        /**
+         * AnalysisRead
+         * @description The newest analysis of an experiment, and whether it is about its trials as they are now.
+         */
+        AnalysisRead: {
+            /** Experiment Id */
+            experiment_id: string;
+            /**
+             * State
+             * @description `stale`: of earlier trials; a newer one is being worked out. `pending`: the first one is.
+             * @enum {string}
+             */
+            state: "current" | "stale" | "pending";
+            /**
+             * Sequence
+             * @description Counts what happened in the experiment by then.
+             */
+            sequence: number | null;
+            /** At Ms */
+            at_ms: number | null;
+            /**
+             * Problem
+             * @description Why the last attempt gave none.
+             */
+            problem: string | null;
+            analysis: components["schemas"]["Analysis"] | null;
         };
         /**
          * BFloat16AutocastConfig
@@ -1428,6 +1970,36 @@ export interface components {
              * @enum {string}
              */
             kind: "brute_force";
+        };
+        /**
+         * BulkAnswer
+         * @description What became of one of many.
+         */
+        BulkAnswer: {
+            /** Id */
+            id: string;
+            /** Ok */
+            ok: boolean;
+            /**
+             * State
+             * @description Its state now; null if there is no such thing.
+             */
+            state: string | null;
+            /**
+             * Trial Id
+             * @description The trial that tries it again, where that was asked for.
+             */
+            trial_id: string | null;
+            /** @description Why not, as the single request would have answered. */
+            problem: components["schemas"]["Problem"] | null;
+        };
+        /**
+         * BulkAnswers
+         * @description One answer per experiment or trial, in the order of the ids.
+         */
+        BulkAnswers: {
+            /** Items */
+            items: components["schemas"]["BulkAnswer"][];
         };
         /**
          * ByPatternConfig
@@ -1758,7 +2330,7 @@ export interface components {
          * @description Why a trial or a run ended as it did; `None` where it simply completed.
          * @enum {string}
          */
-        Cause: "asha" | "hyperband" | "median" | "patience" | "stop_rule" | "diverged" | "out_of_memory" | "invalid_config" | "does_not_fit" | "data_invalid" | "error" | "process_lost" | "retries_exhausted" | "user";
+        Cause: "asha" | "hyperband" | "median" | "patience" | "pbt" | "stop_rule" | "diverged" | "out_of_memory" | "invalid_config" | "does_not_fit" | "data_invalid" | "error" | "process_lost" | "retries_exhausted" | "user";
         /**
          * CheckpointList
          * @description Checkpoints of a trial, fewest tokens first.
@@ -1959,6 +2531,56 @@ export interface components {
             for_steps: number;
         };
         /**
+         * CommandList
+         * @description The wishes about an experiment and its trials, oldest first.
+         */
+        CommandList: {
+            /** Items */
+            items: components["schemas"]["CommandRead"][];
+        };
+        /**
+         * CommandRead
+         * @description A wish of a user, and what became of it.
+         */
+        CommandRead: {
+            /** Id */
+            id: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "pause" | "resume" | "cancel" | "kill" | "prioritize" | "stop" | "retry" | "add";
+            /**
+             * Trial Id
+             * @description The trial it is about; of `retry` and `add` the one that it made.
+             */
+            trial_id: string | null;
+            /** Payload */
+            payload: {
+                [key: string]: unknown;
+            };
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "pending" | "applied" | "rejected";
+            /**
+             * Reason
+             * @description Why it was rejected.
+             */
+            reason: string;
+            /**
+             * Created At Ms
+             * @description UTC milliseconds since 1970.
+             */
+            created_at_ms: number;
+            /**
+             * Applied At Ms
+             * @description When it was applied or rejected.
+             */
+            applied_at_ms: number | null;
+        };
+        /**
          * Comparison
          * @description All trials side by side, best first.
          */
@@ -1966,6 +2588,8 @@ export interface components {
             /** Experiment Id */
             experiment_id: string;
             objective: components["schemas"]["Objective"];
+            /** Further Objectives */
+            further_objectives: components["schemas"]["FurtherObjective"][];
             /**
              * Contract
              * @description What is held equal between the trials, in words.
@@ -1982,6 +2606,11 @@ export interface components {
             noise: components["schemas"]["SeedNoise"] | null;
             /** Rows */
             rows: components["schemas"]["ComparisonRow"][];
+            /**
+             * Points
+             * @description By configuration, where each was tried with several seeds (`replicas`), best first; else empty.
+             */
+            points: components["schemas"]["PointRow"][];
             /**
              * Caveats
              * @description What the comparison does not show.
@@ -2006,7 +2635,7 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "search" | "baseline";
+            kind: "search" | "baseline" | "added";
             /** Label */
             label: string | null;
             state: components["schemas"]["TrialState"];
@@ -2036,6 +2665,21 @@ export interface components {
              * @description The limits of the objective that the trial is beyond, with its figures; such trials rank behind the others.
              */
             violations: string[];
+            /**
+             * Further Values
+             * @description A value per further objective; null if there are none, or the trial did not complete.
+             */
+            further_values: (number | null)[] | null;
+            /**
+             * Veto
+             * @description The limit with a veto that the trial is beyond: it has no rank.
+             */
+            veto: string | null;
+            /**
+             * On Front
+             * @description Of ranked trials with several objectives: whether it is on the Pareto front.
+             */
+            on_front: boolean | null;
             /** Final Loss */
             final_loss: number | null;
             /** Domains */
@@ -2645,13 +3289,31 @@ export interface components {
             /** Name */
             name: string;
             state: components["schemas"]["ExperimentState"];
-            /** Reason */
+            /**
+             * Reason
+             * @description Why it is in `state`; of one that waits for places, what it needs and who is ahead.
+             */
             reason: string;
             /**
              * Since Ms
              * @description UTC milliseconds since 1970.
              */
             since_ms: number;
+            /**
+             * Owner
+             * @description Whose token submitted it; `local` for the installation's own.
+             */
+            owner: string;
+            /**
+             * Priority
+             * @description Free places go to the highest first.
+             */
+            priority: number;
+            /**
+             * Stop Within S
+             * @description While it is being paused or cancelled: how long its runs may take to write a checkpoint.
+             */
+            stop_within_s: number | null;
             /**
              * Created At Ms
              * @description UTC milliseconds since 1970.
@@ -2660,6 +3322,11 @@ export interface components {
             /** Finished At Ms */
             finished_at_ms: number | null;
             objective: components["schemas"]["Objective"];
+            /**
+             * Further Objectives
+             * @description What else is optimised; `best` goes by `objective` alone.
+             */
+            further_objectives: components["schemas"]["FurtherObjective"][];
             /**
              * Num Trials
              * @description Trials of the search plus baselines, as planned.
@@ -2695,6 +3362,13 @@ export interface components {
             };
             /** @description The normalised spec with all defaults. */
             spec: components["schemas"]["ExperimentSpec"];
+            /**
+             * Spec Version
+             * @description How often the experiment was extended.
+             */
+            spec_version: number;
+            /** @description What the search learned from other experiments; null if it was given nothing. */
+            warm_start: components["schemas"]["WarmStartRead"] | null;
             /** Warnings */
             warnings: string[];
             /**
@@ -2709,6 +3383,18 @@ export interface components {
             mlflow_url: string | null;
             /** @description Where it goes on from; null if it is no fork. */
             fork: components["schemas"]["ForkRead"] | null;
+        };
+        /**
+         * ExperimentFilter
+         * @description Experiments by what they are like; all that is given has to hold.
+         */
+        ExperimentFilter: {
+            /** States */
+            states?: components["schemas"]["ExperimentState"][] | null;
+            /** Owner */
+            owner?: string | null;
+            /** Name Contains */
+            name_contains?: string | null;
         };
         /**
          * ExperimentPage
@@ -2781,19 +3467,31 @@ export interface components {
              */
             objective: components["schemas"]["Objective"];
             /**
+             * Further Objectives
+             * @description What else the search optimises: with any, it looks for a Pareto front, see docs/search.md.
+             * @default []
+             */
+            further_objectives: components["schemas"]["FurtherObjective"][];
+            /**
+             * Warm Start
+             * @description Ids of experiments whose ended trials the sampler learns from, where they lie in this space.
+             * @default []
+             */
+            warm_start: string[];
+            /**
              * Sampler
              * @default {
              *       "kind": "random"
              *     }
              */
-            sampler: components["schemas"]["RandomSampler"] | components["schemas"]["GridSampler"] | components["schemas"]["TPESampler"] | components["schemas"]["QMCSampler"] | components["schemas"]["GPSampler"] | components["schemas"]["CMAESSampler"] | components["schemas"]["NSGA2Sampler"] | components["schemas"]["BruteForceSampler"];
+            sampler: components["schemas"]["RandomSampler"] | components["schemas"]["GridSampler"] | components["schemas"]["TPESampler"] | components["schemas"]["QMCSampler"] | components["schemas"]["GPSampler"] | components["schemas"]["CMAESSampler"] | components["schemas"]["NSGA2Sampler"] | components["schemas"]["NSGA3Sampler"] | components["schemas"]["BruteForceSampler"];
             /**
              * Scheduler
              * @default {
              *       "kind": "none"
              *     }
              */
-            scheduler: components["schemas"]["NoScheduler"] | components["schemas"]["ASHAScheduler"] | components["schemas"]["HyperbandScheduler"] | components["schemas"]["MedianScheduler"] | components["schemas"]["PatienceScheduler"];
+            scheduler: components["schemas"]["NoScheduler"] | components["schemas"]["ASHAScheduler"] | components["schemas"]["HyperbandScheduler"] | components["schemas"]["MedianScheduler"] | components["schemas"]["PatienceScheduler"] | components["schemas"]["PBTScheduler"];
             /**
              * Num Trials
              * @description Trials of the search, baselines not counted. Left out with the grid and brute-force samplers: the
@@ -2821,10 +3519,19 @@ export interface components {
              */
             batch_size: number;
             /**
+             * Replicas
+             * @description Trials per point and per baseline, which differ in their seed only: sampler, scheduler and comparison go by the
+             *     point. `num_trials`, `batch_size` and `enqueue` count points then. Every point has the same seeds: `base.seed`, and
+             *     others derived from it.
+             * @default 1
+             */
+            replicas: number;
+            /**
              * @default {
              *       "num_workers": 1,
              *       "cpus_per_worker": 1,
-             *       "gpus_per_worker": 0
+             *       "gpus_per_worker": 0,
+             *       "memory_gib_per_worker": null
              *     }
              */
             resources: components["schemas"]["Resources"];
@@ -2844,10 +3551,17 @@ export interface components {
             max_retries: number;
             /**
              * @default {
+             *       "mlflow_points": 500,
              *       "tensorboard": false
              *     }
              */
             tracking: components["schemas"]["Tracking"];
+            /**
+             * Priority
+             * @description Free places of the cluster go to the experiment with the highest first; it can be changed while it runs.
+             * @default 0
+             */
+            priority: number;
             /**
              * Seed
              * @description Seeds the sampler. The trials' own seed is `base.seed`.
@@ -2916,19 +3630,31 @@ export interface components {
              */
             objective: components["schemas"]["ObjectiveInput"];
             /**
+             * Further Objectives
+             * @description What else the search optimises: with any, it looks for a Pareto front, see docs/search.md.
+             * @default []
+             */
+            further_objectives: components["schemas"]["FurtherObjectiveInput"][];
+            /**
+             * Warm Start
+             * @description Ids of experiments whose ended trials the sampler learns from, where they lie in this space.
+             * @default []
+             */
+            warm_start: string[];
+            /**
              * Sampler
              * @default {
              *       "kind": "random"
              *     }
              */
-            sampler: components["schemas"]["RandomSamplerInput"] | components["schemas"]["GridSamplerInput"] | components["schemas"]["TPESamplerInput"] | components["schemas"]["QMCSamplerInput"] | components["schemas"]["GPSamplerInput"] | components["schemas"]["CMAESSamplerInput"] | components["schemas"]["NSGA2SamplerInput"] | components["schemas"]["BruteForceSamplerInput"];
+            sampler: components["schemas"]["RandomSamplerInput"] | components["schemas"]["GridSamplerInput"] | components["schemas"]["TPESamplerInput"] | components["schemas"]["QMCSamplerInput"] | components["schemas"]["GPSamplerInput"] | components["schemas"]["CMAESSamplerInput"] | components["schemas"]["NSGA2SamplerInput"] | components["schemas"]["NSGA3SamplerInput"] | components["schemas"]["BruteForceSamplerInput"];
             /**
              * Scheduler
              * @default {
              *       "kind": "none"
              *     }
              */
-            scheduler: components["schemas"]["NoSchedulerInput"] | components["schemas"]["ASHASchedulerInput"] | components["schemas"]["HyperbandSchedulerInput"] | components["schemas"]["MedianSchedulerInput"] | components["schemas"]["PatienceSchedulerInput"];
+            scheduler: components["schemas"]["NoSchedulerInput"] | components["schemas"]["ASHASchedulerInput"] | components["schemas"]["HyperbandSchedulerInput"] | components["schemas"]["MedianSchedulerInput"] | components["schemas"]["PatienceSchedulerInput"] | components["schemas"]["PBTSchedulerInput"];
             /**
              * Num Trials
              * @description Trials of the search, baselines not counted. Left out with the grid and brute-force samplers: the
@@ -2956,10 +3682,19 @@ export interface components {
              */
             batch_size: number;
             /**
+             * Replicas
+             * @description Trials per point and per baseline, which differ in their seed only: sampler, scheduler and comparison go by the
+             *     point. `num_trials`, `batch_size` and `enqueue` count points then. Every point has the same seeds: `base.seed`, and
+             *     others derived from it.
+             * @default 1
+             */
+            replicas: number;
+            /**
              * @default {
              *       "num_workers": 1,
              *       "cpus_per_worker": 1,
-             *       "gpus_per_worker": 0
+             *       "gpus_per_worker": 0,
+             *       "memory_gib_per_worker": null
              *     }
              */
             resources: components["schemas"]["ResourcesInput"];
@@ -2979,10 +3714,17 @@ export interface components {
             max_retries: number;
             /**
              * @default {
+             *       "mlflow_points": 500,
              *       "tensorboard": false
              *     }
              */
             tracking: components["schemas"]["TrackingInput"];
+            /**
+             * Priority
+             * @description Free places of the cluster go to the experiment with the highest first; it can be changed while it runs.
+             * @default 0
+             */
+            priority: number;
             /**
              * Seed
              * @description Seeds the sampler. The trials' own seed is `base.seed`.
@@ -3005,13 +3747,31 @@ export interface components {
             /** Name */
             name: string;
             state: components["schemas"]["ExperimentState"];
-            /** Reason */
+            /**
+             * Reason
+             * @description Why it is in `state`; of one that waits for places, what it needs and who is ahead.
+             */
             reason: string;
             /**
              * Since Ms
              * @description UTC milliseconds since 1970.
              */
             since_ms: number;
+            /**
+             * Owner
+             * @description Whose token submitted it; `local` for the installation's own.
+             */
+            owner: string;
+            /**
+             * Priority
+             * @description Free places go to the highest first.
+             */
+            priority: number;
+            /**
+             * Stop Within S
+             * @description While it is being paused or cancelled: how long its runs may take to write a checkpoint.
+             */
+            stop_within_s: number | null;
             /**
              * Created At Ms
              * @description UTC milliseconds since 1970.
@@ -3020,6 +3780,11 @@ export interface components {
             /** Finished At Ms */
             finished_at_ms: number | null;
             objective: components["schemas"]["Objective"];
+            /**
+             * Further Objectives
+             * @description What else is optimised; `best` goes by `objective` alone.
+             */
+            further_objectives: components["schemas"]["FurtherObjective"][];
             /**
              * Num Trials
              * @description Trials of the search plus baselines, as planned.
@@ -3220,6 +3985,24 @@ export interface components {
              * @default 0.01
              */
             predictor_coefficient: number;
+        };
+        /**
+         * ExtendRequest
+         * @description More trials for an ended experiment.
+         */
+        ExtendRequest: {
+            /**
+             * Num Trials
+             * @description Trials of the search in all, those that it has made included.
+             */
+            num_trials: number;
+            /**
+             * Space
+             * @description Dotted path -> domain, in place of the present one or beside it; every trial there is has to lie in it.
+             */
+            space?: {
+                [key: string]: unknown;
+            };
         };
         /**
          * FP8Config
@@ -3497,6 +4280,79 @@ export interface components {
              * @description Of the checkpoint: updates done.
              */
             step: number;
+        };
+        /**
+         * FrontPoint
+         * @description A trial on the Pareto front.
+         */
+        FrontPoint: {
+            /** Trial Id */
+            trial_id: string;
+            /** Number */
+            number: number;
+            /**
+             * Values
+             * @description One per objective.
+             */
+            values: number[];
+        };
+        /**
+         * FurtherObjective
+         * @description Another objective beside the first: the search looks for trials that are best in none at the cost of another.
+         *
+         *     Early stopping, the checkpoints that are kept and the list of experiments go by the first objective alone.
+         */
+        FurtherObjective: {
+            /** Metric */
+            metric: ("eval/bits_per_byte" | "eval/loss") | ("router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s" | "flops_per_token" | "active_parameters" | "total_parameters");
+            /**
+             * Domain
+             * @description Of an evaluation metric: a corpus of the mixture, or `all` for the mean over its corpora.
+             * @default all
+             */
+            domain: string;
+            /**
+             * Direction
+             * @enum {string}
+             */
+            direction: "minimize" | "maximize";
+            /**
+             * Value
+             * @description Of an evaluation metric: which of a trial's evaluations count. The others have one figure per run.
+             * @default {
+             *       "kind": "last"
+             *     }
+             */
+            value: components["schemas"]["LastValue"] | components["schemas"]["BestValue"] | components["schemas"]["MeanValue"] | components["schemas"]["ValueAt"];
+        };
+        /**
+         * FurtherObjective
+         * @description Another objective beside the first: the search looks for trials that are best in none at the cost of another.
+         *
+         *     Early stopping, the checkpoints that are kept and the list of experiments go by the first objective alone.
+         */
+        FurtherObjectiveInput: {
+            /** Metric */
+            metric: ("eval/bits_per_byte" | "eval/loss") | ("router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s" | "flops_per_token" | "active_parameters" | "total_parameters");
+            /**
+             * Domain
+             * @description Of an evaluation metric: a corpus of the mixture, or `all` for the mean over its corpora.
+             * @default all
+             */
+            domain: string;
+            /**
+             * Direction
+             * @enum {string}
+             */
+            direction: "minimize" | "maximize";
+            /**
+             * Value
+             * @description Of an evaluation metric: which of a trial's evaluations count. The others have one figure per run.
+             * @default {
+             *       "kind": "last"
+             *     }
+             */
+            value: components["schemas"]["LastValueInput"] | components["schemas"]["BestValueInput"] | components["schemas"]["MeanValueInput"] | components["schemas"]["ValueAtInput"];
         };
         /**
          * GPSampler
@@ -4165,21 +5021,49 @@ export interface components {
          * @description Several ASHA brackets side by side, in case early losses mislead: trials of bracket b are first judged at rung b.
          *
          *     Trials take the brackets in turn, and are compared within their own.
-         *     Source: Li et al. 2018, arXiv:1603.06560; asynchronous as in arXiv:1810.05934, section 3.2.
+         *     Source: Li et al. 2018, arXiv:1603.06560; asynchronous as in arXiv:1810.05934, section 3.2. In a synchronous
+         *     experiment the brackets of each batch are halved when the batch has arrived.
          */
         HyperbandScheduler: {
             /**
-             * @description discriminator enum property added by openapi-typescript
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
              * @enum {string}
              */
-            kind: "hyperband";
-            /** Min Tokens */
-            min_tokens: number;
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
             /**
              * Reduction Factor
              * @default 3
              */
             reduction_factor: number;
+            /**
+             * Mode
+             * @description `stop`: a trial is decided on once, as it arrives. `promote`: it pauses at every rung, with a checkpoint, and
+             *     goes on when it is among the best 1/reduction_factor of those that have arrived by then; a free place goes to the
+             *     paused trial of the highest rung that is, else to a new trial.
+             * @default stop
+             * @enum {string}
+             */
+            mode: "stop" | "promote";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hyperband";
             /**
              * Num Brackets
              * @default 3
@@ -4191,26 +5075,251 @@ export interface components {
          * @description Several ASHA brackets side by side, in case early losses mislead: trials of bracket b are first judged at rung b.
          *
          *     Trials take the brackets in turn, and are compared within their own.
-         *     Source: Li et al. 2018, arXiv:1603.06560; asynchronous as in arXiv:1810.05934, section 3.2.
+         *     Source: Li et al. 2018, arXiv:1603.06560; asynchronous as in arXiv:1810.05934, section 3.2. In a synchronous
+         *     experiment the brackets of each batch are halved when the batch has arrived.
          */
         HyperbandSchedulerInput: {
             /**
-             * @description discriminator enum property added by openapi-typescript
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
              * @enum {string}
              */
-            kind: "hyperband";
-            /** Min Tokens */
-            min_tokens: number;
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
             /**
              * Reduction Factor
              * @default 3
              */
             reduction_factor: number;
             /**
+             * Mode
+             * @description `stop`: a trial is decided on once, as it arrives. `promote`: it pauses at every rung, with a checkpoint, and
+             *     goes on when it is among the best 1/reduction_factor of those that have arrived by then; a free place goes to the
+             *     paused trial of the highest rung that is, else to a new trial.
+             * @default stop
+             * @enum {string}
+             */
+            mode: "stop" | "promote";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "hyperband";
+            /**
              * Num Brackets
              * @default 3
              */
             num_brackets: number;
+        };
+        /**
+         * ImplicatedDocument
+         * @description A document, and how far chance alone would go; null where an older version recorded the spike.
+         */
+        ImplicatedDocument: {
+            /** Document Id */
+            document_id: string;
+            /**
+             * Chance Of Batch
+             * @description That a batch drawn at random touches it.
+             */
+            chance_of_batch: number | null;
+            /**
+             * Expected Trials
+             * @description With a spike in whose batch it is by chance, given how often each trial spiked.
+             */
+            expected_trials: number | null;
+            /**
+             * Probability
+             * @description Of as many trials as it was, or more.
+             */
+            probability: number | null;
+            /**
+             * Probability Any
+             * @description The same of any document of the data, at most: the probability times the number of documents.
+             */
+            probability_any: number | null;
+        };
+        /**
+         * ImplicatedDocuments
+         * @description What coincides over trials, the documents of most trials first.
+         */
+        ImplicatedDocuments: {
+            /** Experiment Id */
+            experiment_id: string;
+            /**
+             * Everywhere
+             * @description Whether trials of all experiments of this installation were looked at.
+             */
+            everywhere: boolean;
+            /** Min Trials */
+            min_trials: number;
+            /**
+             * Num Trials
+             * @description That were looked at: all that have trained.
+             */
+            num_trials: number;
+            /** Num Spiking Trials */
+            num_spiking_trials: number;
+            /** Num Spikes */
+            num_spikes: number;
+            /**
+             * Num Orders
+             * @description Different orders of the data among the spiking trials.
+             */
+            num_orders: number;
+            /**
+             * Num Truncated
+             * @description Spikes whose batches hold further documents that were not recorded.
+             */
+            num_truncated: number;
+            /**
+             * Note
+             * @description What to know of all items.
+             */
+            note: string | null;
+            /** Items */
+            items: components["schemas"]["ImplicatedItem"][];
+        };
+        /**
+         * ImplicatedItem
+         * @description Documents that the very same spikes implicate: nothing recorded tells them apart.
+         */
+        ImplicatedItem: {
+            /** Documents */
+            documents: components["schemas"]["ImplicatedDocument"][];
+            /** Num Trials */
+            num_trials: number;
+            /** Num Spikes */
+            num_spikes: number;
+            /**
+             * Num Batches
+             * @description Different batches among the spikes; batches that share a sample count as one.
+             */
+            num_batches: number;
+            /**
+             * Same Batch
+             * @description There is one only: then document, batch and step cannot be told apart.
+             */
+            same_batch: boolean;
+            /**
+             * Expected Batches
+             * @description In which so many trials would spike by chance; null unless `same_batch`.
+             */
+            expected_batches: number | null;
+            /** Spikes */
+            spikes: components["schemas"]["ImplicatedSpike"][];
+            /**
+             * Text
+             * @description How a sample with one of the documents begins.
+             */
+            text: string | null;
+            /** Summary */
+            summary: string;
+        };
+        /**
+         * ImplicatedSpike
+         * @description A step of a trial that spiked; loss and gradient norm at one step are one.
+         */
+        ImplicatedSpike: {
+            /** Experiment Id */
+            experiment_id: string;
+            /** Trial Id */
+            trial_id: string;
+            /** Trial Number */
+            trial_number: number;
+            /** Run Id */
+            run_id: string;
+            /** Step */
+            step: number;
+            /** Metrics */
+            metrics: string[];
+            /**
+             * Z
+             * @description Of the first of the metrics, as is `size`.
+             */
+            z: number | null;
+            /** Size */
+            size: number | null;
+            /**
+             * Sample Indices
+             * @description First and last sample of the step's global batch.
+             */
+            sample_indices: [
+                number,
+                number
+            ];
+        };
+        /**
+         * Importance
+         * @description What one method says of one objective.
+         */
+        Importance: {
+            /**
+             * Method
+             * @enum {string}
+             */
+            method: "ped_anova" | "fanova";
+            /**
+             * Objective
+             * @description Index of the objective; null: of reaching the Pareto front.
+             */
+            objective: number | null;
+            /**
+             * Condition
+             * @description Of parameters inside of an option: where they exist. Null: of those that every point has.
+             */
+            condition: string | null;
+            /** Num Trials */
+            num_trials: number;
+            /** Basis */
+            basis: string;
+            /**
+             * Parameters
+             * @description The most important first; empty where there is a problem.
+             */
+            parameters: components["schemas"]["ParameterImportance"][];
+            /** Problem */
+            problem: string | null;
+        };
+        /**
+         * Improvement
+         * @description A trial that was better than all that had completed before it.
+         */
+        Improvement: {
+            /** Trial Id */
+            trial_id: string;
+            /** Number */
+            number: number;
+            /** Objective */
+            objective: number;
+            /**
+             * Num Completed
+             * @description Completed trials by then, itself included.
+             */
+            num_completed: number;
+            /**
+             * Tokens
+             * @description Training tokens of all trials that had ended by then.
+             */
+            tokens: number;
+            /**
+             * Finished At Ms
+             * @description UTC milliseconds since 1970.
+             */
+            finished_at_ms: number;
         };
         /**
          * InitConfig
@@ -5157,6 +6266,24 @@ export interface components {
             scale_rounding: "floor" | "up";
         };
         /**
+         * ManyExperiments
+         * @description Which experiments: by id, or by what they are like.
+         */
+        ManyExperiments: {
+            /** Ids */
+            ids?: string[] | null;
+            filter?: components["schemas"]["ExperimentFilter"] | null;
+        };
+        /**
+         * ManyTrials
+         * @description Which trials: by id, or by experiment and state.
+         */
+        ManyTrials: {
+            /** Ids */
+            ids?: string[] | null;
+            filter?: components["schemas"]["TrialFilter"] | null;
+        };
+        /**
          * MeanValue
          * @description The mean of the newest evaluations: less noise than the last alone.
          */
@@ -5194,20 +6321,46 @@ export interface components {
          * MedianScheduler
          * @description A trial goes on where its best value so far is not worse than the median of what the others had there.
          *
-         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on.
          *     Source: Golovin et al. 2017, "Google Vizier" (KDD), section 3.2.2, with the values at the rung in place of their
          *     running averages.
          */
         MedianScheduler: {
             /**
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
+             * @enum {string}
+             */
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
+            /**
+             * Interval Tokens
+             * @description Short for `interval_resource` of tokens.
+             * @default null
+             */
+            interval_tokens: number | null;
+            /**
+             * Interval Resource
+             * @default null
+             */
+            interval_resource: number | null;
+            /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             kind: "median";
-            /** Min Tokens */
-            min_tokens: number;
-            /** Interval Tokens */
-            interval_tokens: number;
             /**
              * Min Trials
              * @description Nothing is stopped at a rung before so many other trials have arrived there.
@@ -5219,20 +6372,46 @@ export interface components {
          * MedianScheduler
          * @description A trial goes on where its best value so far is not worse than the median of what the others had there.
          *
-         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on.
          *     Source: Golovin et al. 2017, "Google Vizier" (KDD), section 3.2.2, with the values at the rung in place of their
          *     running averages.
          */
         MedianSchedulerInput: {
             /**
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
+             * @enum {string}
+             */
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
+            /**
+             * Interval Tokens
+             * @description Short for `interval_resource` of tokens.
+             * @default null
+             */
+            interval_tokens: number | null;
+            /**
+             * Interval Resource
+             * @default null
+             */
+            interval_resource: number | null;
+            /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             kind: "median";
-            /** Min Tokens */
-            min_tokens: number;
-            /** Interval Tokens */
-            interval_tokens: number;
             /**
              * Min Trials
              * @description Nothing is stopped at a rung before so many other trials have arrived there.
@@ -6125,6 +7304,58 @@ export interface components {
             population_size: number;
         };
         /**
+         * NSGA3Sampler
+         * @description NSGA-II for many objectives: of a front that does not fit, those near sparsely taken reference directions stay.
+         *
+         *     Parameters inside of options are drawn at random. Source: Deb and Jain 2014, IEEE Transactions on Evolutionary
+         *     Computation 18(4); as implemented by Optuna.
+         */
+        NSGA3Sampler: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nsga3";
+            /**
+             * Population Size
+             * @description Completed trials of a generation; the first one is drawn at random.
+             * @default 50
+             */
+            population_size: number;
+            /**
+             * Num Divisions
+             * @description Parts of each axis between reference points: H divisions make C(M+H-1, H) points for M objectives.
+             * @default 3
+             */
+            num_divisions: number;
+        };
+        /**
+         * NSGA3Sampler
+         * @description NSGA-II for many objectives: of a front that does not fit, those near sparsely taken reference directions stay.
+         *
+         *     Parameters inside of options are drawn at random. Source: Deb and Jain 2014, IEEE Transactions on Evolutionary
+         *     Computation 18(4); as implemented by Optuna.
+         */
+        NSGA3SamplerInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "nsga3";
+            /**
+             * Population Size
+             * @description Completed trials of a generation; the first one is drawn at random.
+             * @default 50
+             */
+            population_size: number;
+            /**
+             * Num Divisions
+             * @description Parts of each axis between reference points: H divisions make C(M+H-1, H) points for M objectives.
+             * @default 3
+             */
+            num_divisions: number;
+        };
+        /**
          * NVFP4Config
          * @description e2m1 in blocks of 16 with an e4m3 scale each and a float32 one per tensor (NVIDIA 2025, arXiv:2509.25149).
          *
@@ -6486,15 +7717,16 @@ export interface components {
         };
         /**
          * OutcomeConstraint
-         * @description A limit on a figure of the finished run. A trial beyond it ranks behind all that keep to theirs.
+         * @description A limit on a figure of the finished run. The samplers are told by how much a trial is beyond it.
+         *
+         *     A trial beyond it ranks behind all that keep to theirs; with `veto` it does not rank at all.
          */
         OutcomeConstraint: {
             /**
              * Metric
-             * @description Of the router: the worst layer over the last 10 % of the steps, as the comparison shows it.
-             * @enum {string}
+             * @description `eval/bits_per_byte`: at the end of the run, of `domain`.
              */
-            metric: "router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s";
+            metric: ("router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s" | "flops_per_token" | "active_parameters" | "total_parameters") | "eval/bits_per_byte";
             /**
              * At Most
              * @default null
@@ -6505,18 +7737,40 @@ export interface components {
              * @default null
              */
             at_least: number | null;
+            /**
+             * Domain
+             * @description Of `eval/bits_per_byte`: a corpus of the mixture, `all` for the mean, `worst` for the corpus furthest beyond the
+             *     limit.
+             * @default all
+             */
+            domain: string;
+            /**
+             * Relative To
+             * @description Of `eval/bits_per_byte`: the limit is on how much it is above that of the baseline of this name, or above the
+             *     run's own before its first step (`start`): how much capability was lost. While the baseline has no result, the limit
+             *     says nothing.
+             * @default null
+             */
+            relative_to: string | null;
+            /**
+             * Veto
+             * @description A trial beyond the limit cannot win: it has no rank, is nobody's best, and is not on the Pareto front.
+             * @default false
+             */
+            veto: boolean;
         };
         /**
          * OutcomeConstraint
-         * @description A limit on a figure of the finished run. A trial beyond it ranks behind all that keep to theirs.
+         * @description A limit on a figure of the finished run. The samplers are told by how much a trial is beyond it.
+         *
+         *     A trial beyond it ranks behind all that keep to theirs; with `veto` it does not rank at all.
          */
         OutcomeConstraintInput: {
             /**
              * Metric
-             * @description Of the router: the worst layer over the last 10 % of the steps, as the comparison shows it.
-             * @enum {string}
+             * @description `eval/bits_per_byte`: at the end of the run, of `domain`.
              */
-            metric: "router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s";
+            metric: ("router/max_violation" | "router/token_entropy" | "router/load_entropy" | "router/dead_fraction" | "final_loss" | "num_spikes" | "tokens_per_s" | "training_duration_s" | "flops_per_token" | "active_parameters" | "total_parameters") | "eval/bits_per_byte";
             /**
              * At Most
              * @default null
@@ -6527,6 +7781,27 @@ export interface components {
              * @default null
              */
             at_least: number | null;
+            /**
+             * Domain
+             * @description Of `eval/bits_per_byte`: a corpus of the mixture, `all` for the mean, `worst` for the corpus furthest beyond the
+             *     limit.
+             * @default all
+             */
+            domain: string;
+            /**
+             * Relative To
+             * @description Of `eval/bits_per_byte`: the limit is on how much it is above that of the baseline of this name, or above the
+             *     run's own before its first step (`start`): how much capability was lost. While the baseline has no result, the limit
+             *     says nothing.
+             * @default null
+             */
+            relative_to: string | null;
+            /**
+             * Veto
+             * @description A trial beyond the limit cannot win: it has no rank, is nobody's best, and is not on the Pareto front.
+             * @default false
+             */
+            veto: boolean;
         };
         /**
          * OutputScaleConfig
@@ -6561,6 +7836,187 @@ export interface components {
             learned: boolean;
         };
         /**
+         * PBTScheduler
+         * @description Population-based training: `num_trials` trials are the population, and its worst go on as changed copies of its
+         *     best.
+         *
+         *     At every rung the population waits, with checkpoints, until all that live have arrived. The worst `quantile` of them
+         *     end there, pruned with the cause `pbt`, and for each a new trial begins with the checkpoint of one of the best
+         *     `quantile` and with that one's values, changed: so a trial is one fixed configuration, and the lineage is recorded.
+         *     Source: Jaderberg et al. 2017, arXiv:1711.09846, section 4.1.1 (truncation selection, perturb and resample).
+         */
+        PBTScheduler: {
+            /**
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
+             * @enum {string}
+             */
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
+            /**
+             * Interval Tokens
+             * @description Short for `interval_resource` of tokens.
+             * @default null
+             */
+            interval_tokens: number | null;
+            /**
+             * Interval Resource
+             * @default null
+             */
+            interval_resource: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "pbt";
+            /**
+             * Quantile
+             * @description Share of the population that ends at a rung, rounded down, and share of it that is copied.
+             * @default 0.25
+             */
+            quantile: number;
+            /**
+             * Factors
+             * @description A number is multiplied by one of these, and kept within its domain; a choice moves to a neighbour.
+             * @default [
+             *       0.8,
+             *       1.2
+             *     ]
+             */
+            factors: number[];
+            /**
+             * Resample Probability
+             * @description How often a value is drawn from its domain anew instead.
+             * @default 0.25
+             */
+            resample_probability: number;
+            /**
+             * Explore
+             * @description Paths of the space that are changed; null: all that may change while a run goes on from a checkpoint. The others
+             *     keep the value of the trial that is copied.
+             * @default null
+             */
+            explore: string[] | null;
+        };
+        /**
+         * PBTScheduler
+         * @description Population-based training: `num_trials` trials are the population, and its worst go on as changed copies of its
+         *     best.
+         *
+         *     At every rung the population waits, with checkpoints, until all that live have arrived. The worst `quantile` of them
+         *     end there, pruned with the cause `pbt`, and for each a new trial begins with the checkpoint of one of the best
+         *     `quantile` and with that one's values, changed: so a trial is one fixed configuration, and the lineage is recorded.
+         *     Source: Jaderberg et al. 2017, arXiv:1711.09846, section 4.1.1 (truncation selection, perturb and resample).
+         */
+        PBTSchedulerInput: {
+            /**
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
+             * @enum {string}
+             */
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
+            /**
+             * Interval Tokens
+             * @description Short for `interval_resource` of tokens.
+             * @default null
+             */
+            interval_tokens: number | null;
+            /**
+             * Interval Resource
+             * @default null
+             */
+            interval_resource: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "pbt";
+            /**
+             * Quantile
+             * @description Share of the population that ends at a rung, rounded down, and share of it that is copied.
+             * @default 0.25
+             */
+            quantile: number;
+            /**
+             * Factors
+             * @description A number is multiplied by one of these, and kept within its domain; a choice moves to a neighbour.
+             * @default [
+             *       0.8,
+             *       1.2
+             *     ]
+             */
+            factors: number[];
+            /**
+             * Resample Probability
+             * @description How often a value is drawn from its domain anew instead.
+             * @default 0.25
+             */
+            resample_probability: number;
+            /**
+             * Explore
+             * @description Paths of the space that are changed; null: all that may change while a run goes on from a checkpoint. The others
+             *     keep the value of the trial that is copied.
+             * @default null
+             */
+            explore: string[] | null;
+        };
+        /**
+         * PairedDifference
+         * @description A point's objective minus that of a baseline, seed by seed, over the seeds that both completed.
+         */
+        PairedDifference: {
+            /** Baseline Point */
+            baseline_point: number;
+            /** Baseline Label */
+            baseline_label: string;
+            /** Num Pairs */
+            num_pairs: number;
+            /**
+             * Value
+             * @description Mean of the differences.
+             */
+            value: number;
+            /**
+             * Low
+             * @description 95 % interval of the mean (Student's t); null of fewer than two pairs.
+             */
+            low: number | null;
+            /** High */
+            high: number | null;
+            /**
+             * Within Noise
+             * @description Whether the interval has 0 in it: seeds alone can explain the difference. Null without an interval.
+             */
+            within_noise: boolean | null;
+        };
+        /**
          * ParameterCounts
          * @description Parameters of one model in closed form.
          */
@@ -6580,21 +8036,65 @@ export interface components {
             non_embedding_active: number;
         };
         /**
+         * ParameterImportance
+         * @description A parameter's share of the importance of all in its list.
+         */
+        ParameterImportance: {
+            /** Name */
+            name: string;
+            /** Importance */
+            importance: number;
+            /**
+             * Low
+             * @description Smallest share over resamples of the trials.
+             */
+            low: number;
+            /** High */
+            high: number;
+        };
+        /**
          * PatienceScheduler
          * @description A trial goes on while it improves: it stops after `patience` rungs without a new best by more than `min_delta`.
          *
-         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on. Other trials play no part.
+         *     Other trials play no part.
          */
         PatienceScheduler: {
+            /**
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
+             * @enum {string}
+             */
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
+            /**
+             * Interval Tokens
+             * @description Short for `interval_resource` of tokens.
+             * @default null
+             */
+            interval_tokens: number | null;
+            /**
+             * Interval Resource
+             * @default null
+             */
+            interval_resource: number | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             kind: "patience";
-            /** Min Tokens */
-            min_tokens: number;
-            /** Interval Tokens */
-            interval_tokens: number;
             /**
              * Patience
              * @default 3
@@ -6610,18 +8110,45 @@ export interface components {
          * PatienceScheduler
          * @description A trial goes on while it improves: it stops after `patience` rungs without a new best by more than `min_delta`.
          *
-         *     Rungs are every `interval_tokens` training tokens from `min_tokens` on. Other trials play no part.
+         *     Other trials play no part.
          */
         PatienceSchedulerInput: {
+            /**
+             * Resource
+             * @description What rungs count. With `active_flops` or `steps` every trial has its rungs at tokens of its own, by its size and
+             *     batch, so that trials of different cost are compared at equal cost. `seconds` are those measured while it trains:
+             *     not reproducible.
+             * @default tokens
+             * @enum {string}
+             */
+            resource: "tokens" | "active_flops" | "steps" | "seconds";
+            /**
+             * Min Tokens
+             * @description Short for `min_resource` of tokens.
+             * @default null
+             */
+            min_tokens: number | null;
+            /**
+             * Min Resource
+             * @default null
+             */
+            min_resource: number | null;
+            /**
+             * Interval Tokens
+             * @description Short for `interval_resource` of tokens.
+             * @default null
+             */
+            interval_tokens: number | null;
+            /**
+             * Interval Resource
+             * @default null
+             */
+            interval_resource: number | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             kind: "patience";
-            /** Min Tokens */
-            min_tokens: number;
-            /** Interval Tokens */
-            interval_tokens: number;
             /**
              * Patience
              * @default 3
@@ -6680,6 +8207,88 @@ export interface components {
              *     }
              */
             rule: components["schemas"]["AdamWRuleInput"] | components["schemas"]["MuonRuleInput"] | components["schemas"]["LionRuleInput"] | components["schemas"]["AdafactorRuleInput"] | components["schemas"]["SOAPRuleInput"] | components["schemas"]["ShampooRuleInput"];
+        };
+        /**
+         * PointRow
+         * @description One configuration, tried with several seeds.
+         */
+        PointRow: {
+            /**
+             * Rank
+             * @description 1 is best, by the mean; null while a seed has not ended, and where none completed. Points some of whose seeds
+             *     failed rank behind those with all of them.
+             */
+            rank: number | null;
+            /**
+             * Point
+             * @description 0-based order, baselines first.
+             */
+            point: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "search" | "baseline" | "added";
+            /** Label */
+            label: string | null;
+            /** Params */
+            params: {
+                [key: string]: boolean | number | string | null;
+            };
+            /**
+             * Trial Ids
+             * @description By seed.
+             */
+            trial_ids: string[];
+            /** Num Completed */
+            num_completed: number;
+            /** Num Failed */
+            num_failed: number;
+            /** Num Open */
+            num_open: number;
+            /**
+             * Mean
+             * @description Of the objective, over the completed trials.
+             */
+            mean: number | null;
+            /** Standard Deviation */
+            standard_deviation: number | null;
+            /**
+             * Low
+             * @description 95 % interval of the mean (Student's t); null of fewer than two.
+             */
+            low: number | null;
+            /** High */
+            high: number | null;
+            /**
+             * Differences
+             * @description To every baseline but itself that completed with one of its seeds.
+             */
+            differences: components["schemas"]["PairedDifference"][];
+            /** Violations */
+            violations: string[];
+        };
+        /**
+         * PrioritizeMany
+         * @description Which experiments, and what they are to have.
+         */
+        PrioritizeMany: {
+            /** Ids */
+            ids?: string[] | null;
+            filter?: components["schemas"]["ExperimentFilter"] | null;
+            /** Priority */
+            priority: number;
+        };
+        /**
+         * PriorityRequest
+         * @description What an experiment is to have.
+         */
+        PriorityRequest: {
+            /**
+             * Priority
+             * @description Free places go to the highest first; 0 is where all begin.
+             */
+            priority: number;
         };
         /**
          * Problem
@@ -6899,6 +8508,61 @@ export interface components {
             num_bins: number;
         };
         /**
+         * QueueEntry
+         * @description An experiment that wants places, or holds some.
+         */
+        QueueEntry: {
+            /** Experiment Id */
+            experiment_id: string;
+            /** Name */
+            name: string;
+            state: components["schemas"]["ExperimentState"];
+            /** Owner */
+            owner: string;
+            /** Priority */
+            priority: number;
+            /**
+             * Num Workers
+             * @description Of one of its trials.
+             */
+            num_workers: number;
+            per_worker: components["schemas"]["Amounts"];
+            /**
+             * Num Running
+             * @description Trials that hold their places.
+             */
+            num_running: number;
+            /**
+             * Num Starts
+             * @description Trials of it that start now, or as soon as its driver asks.
+             */
+            num_starts: number;
+            /** Num Ahead */
+            num_ahead: number;
+            /**
+             * Reason
+             * @description Why no more of them start; empty if nothing of it waits.
+             */
+            reason: string;
+        };
+        /**
+         * QueueRead
+         * @description Who waits for places of the cluster, in the order in which they are given out; then who only holds some.
+         */
+        QueueRead: {
+            /**
+             * Is Served
+             * @description An orchestrator reports: what is queued gets its turn.
+             */
+            is_served: boolean;
+            /** @description Null while the cluster is not known. */
+            total: components["schemas"]["Amounts"] | null;
+            /** @description By the trials that run, as counted. */
+            used: components["schemas"]["Amounts"];
+            /** Items */
+            items: components["schemas"]["QueueEntry"][];
+        };
+        /**
          * RandomRouterConfig
          * @description `top_k` random experts for every token, drawn anew each time, of equal weight: the control of all the others.
          */
@@ -7032,6 +8696,12 @@ export interface components {
              * @default 0
              */
             gpus_per_worker: number;
+            /**
+             * Memory Gib Per Worker
+             * @description Of the host. Null: what the base takes in closed form; nothing for workers with a GPU.
+             * @default null
+             */
+            memory_gib_per_worker: number | null;
         };
         /**
          * Resources
@@ -7054,6 +8724,12 @@ export interface components {
              * @default 0
              */
             gpus_per_worker: number;
+            /**
+             * Memory Gib Per Worker
+             * @description Of the host. Null: what the base takes in closed form; nothing for workers with a GPU.
+             * @default null
+             */
+            memory_gib_per_worker: number | null;
         };
         /**
          * RewindConfig
@@ -7512,7 +9188,7 @@ export interface components {
             value: number | null;
             /**
              * Decision
-             * @description Null while a synchronous batch is incomplete.
+             * @description Null while the trial waits there: for its batch, its point's other seeds, its population, or a promotion.
              */
             decision: ("continue" | "stop") | null;
             /** Explanation */
@@ -8603,6 +10279,58 @@ export interface components {
             min_window: number;
         };
         /**
+         * SkippedTrials
+         * @description Trials of another experiment that the search does not learn from.
+         */
+        SkippedTrials: {
+            /** Experiment Id */
+            experiment_id: string;
+            /** Num Trials */
+            num_trials: number;
+            /** Reason */
+            reason: string;
+        };
+        /**
+         * Slices
+         * @description The trials as columns of equal length: a parameter's column against the objective's is its slice.
+         */
+        Slices: {
+            /**
+             * Num Trials
+             * @description Rows.
+             */
+            num_trials: number;
+            /**
+             * Num Eligible
+             * @description Of how many trials they were taken, evenly over their order, the best included.
+             */
+            num_eligible: number;
+            /** Basis */
+            basis: string;
+            /** Trial Ids */
+            trial_ids: string[];
+            /** Numbers */
+            numbers: number[];
+            /** States */
+            states: ("completed" | "pruned")[];
+            /** Objective */
+            objective: (number | null)[];
+            /** Objective Tokens */
+            objective_tokens: (number | null)[];
+            /**
+             * Further Values
+             * @description A column per objective beside the first.
+             */
+            further_values: (number | null)[][];
+            /**
+             * Params
+             * @description Parameter -> its column; null where it does not exist.
+             */
+            params: {
+                [key: string]: (boolean | number | string | null)[];
+            };
+        };
+        /**
          * Spike
          * @description A sudden rise of the loss or of the gradient norm.
          */
@@ -8726,6 +10454,28 @@ export interface components {
              * @description What they are, for people.
              */
             origin: string;
+        };
+        /**
+         * StopMany
+         * @description Which experiments, and how long their trials may take.
+         */
+        StopMany: {
+            /** Ids */
+            ids?: string[] | null;
+            filter?: components["schemas"]["ExperimentFilter"] | null;
+            /** Deadline S */
+            deadline_s?: number | null;
+        };
+        /**
+         * StopRequest
+         * @description How long running trials may take to write a checkpoint and end.
+         */
+        StopRequest: {
+            /**
+             * Deadline S
+             * @description Then they are killed; null: 60 s to pause, 30 s to cancel.
+             */
+            deadline_s?: number | null;
         };
         /**
          * TPESampler
@@ -8897,9 +10647,16 @@ export interface components {
         };
         /**
          * Tracking
-         * @description Where telemetry goes besides MLflow.
+         * @description Where telemetry goes besides the runs' folders, which have all of it.
          */
         Tracking: {
+            /**
+             * Mlflow Points
+             * @description At how many of a trial's steps, evenly spread, MLflow gets the scalars; the router's metrics at a fifth of them.
+             *     `all`: every step, about 230 bytes of MLflow's database per metric and step. See docs/mlflow.md.
+             * @default 500
+             */
+            mlflow_points: number | "all";
             /**
              * Tensorboard
              * @description Write TensorBoard event files into the runs' folders: `tensorboard --logdir <home>/experiments/<id>`.
@@ -8909,9 +10666,16 @@ export interface components {
         };
         /**
          * Tracking
-         * @description Where telemetry goes besides MLflow.
+         * @description Where telemetry goes besides the runs' folders, which have all of it.
          */
         TrackingInput: {
+            /**
+             * Mlflow Points
+             * @description At how many of a trial's steps, evenly spread, MLflow gets the scalars; the router's metrics at a fifth of them.
+             *     `all`: every step, about 230 bytes of MLflow's database per metric and step. See docs/mlflow.md.
+             * @default 500
+             */
+            mlflow_points: number | "all";
             /**
              * Tensorboard
              * @description Write TensorBoard event files into the runs' folders: `tensorboard --logdir <home>/experiments/<id>`.
@@ -9119,19 +10883,45 @@ export interface components {
             number: number;
             /**
              * Kind
+             * @description `added`: by hand, a point or a failed trial tried again; no part of the search.
              * @enum {string}
              */
-            kind: "search" | "baseline";
+            kind: "search" | "baseline" | "added";
             /**
              * Label
-             * @description A baseline's name.
+             * @description A baseline's name, or that of what was added.
              */
             label: string | null;
+            /**
+             * Retry Of
+             * @description The failed trial that it tries again.
+             */
+            retry_of: string | null;
+            /**
+             * Retried By
+             * @description The trial that tries this failed one again.
+             */
+            retried_by: string | null;
             /**
              * Batch
              * @description Batch of a synchronous experiment.
              */
             batch: number | null;
+            /**
+             * Point
+             * @description Where points are tried with several seeds: which one, baselines first; else null.
+             */
+            point: number | null;
+            /**
+             * Replica
+             * @description Which of its point's seeds it has, from 0.
+             */
+            replica: number | null;
+            /**
+             * Parent Trial Id
+             * @description The trial of this experiment that it goes on from (population-based training).
+             */
+            parent_trial_id: string | null;
             state: components["schemas"]["TrialState"];
             cause: components["schemas"]["Cause"] | null;
             /** Reason */
@@ -9155,6 +10945,21 @@ export interface components {
             objective: number | null;
             /** Objective Tokens */
             objective_tokens: number | null;
+            /**
+             * Further Values
+             * @description Of a completed trial: a value per further objective. Null if there are none.
+             */
+            further_values: (number | null)[] | null;
+            /**
+             * Veto
+             * @description The limit with a veto that the trial is beyond, with its figure: it cannot win.
+             */
+            veto: string | null;
+            /**
+             * Spec Version
+             * @description Which version of the spec it was proposed under.
+             */
+            spec_version: number;
             /** @description Of its newest run. */
             progress: components["schemas"]["Progress"] | null;
             summary: components["schemas"]["RunSummary"] | null;
@@ -9189,6 +10994,16 @@ export interface components {
             mlflow_run_url: string | null;
         };
         /**
+         * TrialFilter
+         * @description Trials of an experiment by their states.
+         */
+        TrialFilter: {
+            /** Experiment Id */
+            experiment_id: string;
+            /** States */
+            states?: components["schemas"]["TrialState"][] | null;
+        };
+        /**
          * TrialPage
          * @description A page of trials in order of their number.
          */
@@ -9214,19 +11029,45 @@ export interface components {
             number: number;
             /**
              * Kind
+             * @description `added`: by hand, a point or a failed trial tried again; no part of the search.
              * @enum {string}
              */
-            kind: "search" | "baseline";
+            kind: "search" | "baseline" | "added";
             /**
              * Label
-             * @description A baseline's name.
+             * @description A baseline's name, or that of what was added.
              */
             label: string | null;
+            /**
+             * Retry Of
+             * @description The failed trial that it tries again.
+             */
+            retry_of: string | null;
+            /**
+             * Retried By
+             * @description The trial that tries this failed one again.
+             */
+            retried_by: string | null;
             /**
              * Batch
              * @description Batch of a synchronous experiment.
              */
             batch: number | null;
+            /**
+             * Point
+             * @description Where points are tried with several seeds: which one, baselines first; else null.
+             */
+            point: number | null;
+            /**
+             * Replica
+             * @description Which of its point's seeds it has, from 0.
+             */
+            replica: number | null;
+            /**
+             * Parent Trial Id
+             * @description The trial of this experiment that it goes on from (population-based training).
+             */
+            parent_trial_id: string | null;
             state: components["schemas"]["TrialState"];
             cause: components["schemas"]["Cause"] | null;
             /** Reason */
@@ -9250,6 +11091,21 @@ export interface components {
             objective: number | null;
             /** Objective Tokens */
             objective_tokens: number | null;
+            /**
+             * Further Values
+             * @description Of a completed trial: a value per further objective. Null if there are none.
+             */
+            further_values: (number | null)[] | null;
+            /**
+             * Veto
+             * @description The limit with a veto that the trial is beyond, with its figure: it cannot win.
+             */
+            veto: string | null;
+            /**
+             * Spec Version
+             * @description Which version of the spec it was proposed under.
+             */
+            spec_version: number;
             /** @description Of its newest run. */
             progress: components["schemas"]["Progress"] | null;
             summary: components["schemas"]["RunSummary"] | null;
@@ -9455,6 +11311,23 @@ export interface components {
             kind: "at";
             /** Tokens */
             tokens: number;
+        };
+        /**
+         * WarmStartRead
+         * @description What the search learned from other experiments before its first trial.
+         */
+        WarmStartRead: {
+            /** Num Used */
+            num_used: number;
+            /**
+             * Used
+             * @description Experiment -> how many of its trials are used.
+             */
+            used: {
+                [key: string]: number;
+            };
+            /** Skipped */
+            skipped: components["schemas"]["SkippedTrials"][];
         };
         /**
          * WarmupStableDecayScheduleConfig
@@ -9997,12 +11870,105 @@ export interface operations {
             };
         };
     };
-    cancel_experiment: {
+    compare_trials: {
         parameters: {
             query?: never;
             header?: never;
             path: {
                 experiment_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Comparison"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    pause_experiment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["StopRequest"] | null;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExperimentDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    resume_experiment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
             };
             cookie?: never;
         };
@@ -10046,7 +12012,626 @@ export interface operations {
             };
         };
     };
-    compare_trials: {
+    cancel_experiment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["StopRequest"] | null;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExperimentDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    kill_experiment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExperimentDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    prioritize_experiment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PriorityRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExperimentDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_commands: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CommandList"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    add_trial: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AddRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    /** @description The trial */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrialDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The spec is not acceptable; the idempotency key came before with another body */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stop_trial: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrialDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    retry_trial: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrialDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    pause_experiments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StopMany"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    resume_experiments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ManyExperiments"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    cancel_experiments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StopMany"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    kill_experiments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ManyExperiments"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    prioritize_experiments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PrioritizeMany"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stop_trials: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ManyTrials"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    retry_trials: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ManyTrials"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BulkAnswers"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_queue: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["QueueRead"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_analysis: {
         parameters: {
             query?: never;
             header?: never;
@@ -10063,11 +12648,73 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Comparison"];
+                    "application/json": components["schemas"]["AnalysisRead"];
                 };
             };
             /** @description There is no such thing */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    extend_experiment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                experiment_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ExtendRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExperimentDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The spec is not acceptable */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -10697,6 +13344,51 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["EvaluationList"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_implicated_documents: {
+        parameters: {
+            query?: {
+                /** @description Least number of trials that a document is listed from. */
+                min_trials?: number;
+                /** @description Trials of all experiments, for documents of this one's spikes. */
+                everywhere?: boolean;
+            };
+            header?: never;
+            path: {
+                experiment_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ImplicatedDocuments"];
                 };
             };
             /** @description There is no such thing */

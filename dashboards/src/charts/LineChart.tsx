@@ -33,6 +33,8 @@ interface Props {
   /** Share of the visible x at the start whose values do not set the y range; 0 shows everything. */
   readonly warmup?: number;
   readonly points?: boolean;
+  /** Each value holds until the next. */
+  readonly stepped?: boolean;
   readonly marks?: readonly XMark[];
   readonly spans?: readonly XSpan[];
   readonly zoom?: readonly [number, number] | null;
@@ -68,7 +70,7 @@ function table(lines: readonly ChartLine[]): uPlot.AlignedData {
 }
 
 export function LineChart(props: Props): React.JSX.Element {
-  const { lines, xName, yName, summary, formatX, height = 240, logY = false, warmup = 0, points = false } = props;
+  const { lines, xName, yName, summary, formatX, height = 240, logY = false, warmup = 0, points = false, stepped = false } = props;
   const { marks = NO_MARKS, spans = NO_SPANS, zoom = null, onZoom, syncKey, legend = true, strong = null, compact = false } = props;
   const theme = useTheme();
   const summaryId = useId();
@@ -100,7 +102,7 @@ export function LineChart(props: Props): React.JSX.Element {
     const bands: uPlot.Band[] = [];
     for (const line of latest.current.visible) {
       const { colour, dash } = slotStyle(line.slot, theme);
-      series.push({ stroke: colour, width: 1.75, dash: [...dash], points: { show: points, size: 5, fill: colour } });
+      series.push({ stroke: colour, width: 1.75, dash: [...dash], points: { show: points, size: 5, fill: colour }, ...(stepped && uPlot.paths.stepped !== undefined ? { paths: uPlot.paths.stepped({ align: 1 }) } : {}) });
       if (line.low !== undefined) {
         const at = series.length;
         series.push({ stroke: withAlpha(colour, 0), width: 0, points: { show: false } });

@@ -77,8 +77,20 @@ export function drawMarks(plot: uPlot, marks: readonly XMark[], { warn, surface 
 }
 
 const BAR = 5;
+const MOST_LANES = 4;
 
-/** Bars along the bottom of the plot, each with its label above its left end where there is room for one. */
+/** The lane of each span, lowest first: spans that overlap take different ones, as far as there are lanes. */
+export function lanesOf(spans: readonly XSpan[]): number[] {
+  const busyUntil: number[] = [];
+  return spans.map(({ from, to }) => {
+    const free = Array.from({ length: MOST_LANES }, (_, lane) => lane).find((lane) => (busyUntil[lane] ?? -Infinity) <= from);
+    const lane = free ?? MOST_LANES - 1;
+    busyUntil[lane] = Math.max(busyUntil[lane] ?? -Infinity, to ?? Infinity);
+    return lane;
+  });
+}
+
+/** Bars along the bottom of the plot, one above the other where they overlap; labels of those that begin together are one. */
 export function drawSpans(plot: uPlot, spans: readonly XSpan[], { warn, bad, surface }: Inks): void {
   const { ctx, bbox } = plot;
   const { min, max } = plot.scales["x"] ?? {};
@@ -89,24 +101,31 @@ export function drawSpans(plot: uPlot, spans: readonly XSpan[], { warn, bad, sur
   ctx.font = `600 ${11 * unit}px system-ui, sans-serif`;
   ctx.textAlign = "left";
   ctx.textBaseline = "bottom";
-  let labelEnd = -Infinity;
-  for (const span of spans) {
-    if (span.from > max || (span.to ?? Infinity) < min) continue;
+  const lanes = lanesOf(spans);
+  const labels: { left: number; text: string; lane: number; grave: boolean }[] = [];
+  spans.forEach((span, index) => {
+    if (span.from > max || (span.to ?? Infinity) < min) return;
+    const lane = lanes[index] ?? 0;
     const left = Math.round(plot.valToPos(Math.max(span.from, min), "x", true));
     const right = Math.round(plot.valToPos(Math.min(span.to ?? max, max), "x", true));
     ctx.fillStyle = span.grave ? bad : warn;
     ctx.globalAlpha = 0.75;
-    ctx.fillRect(left, bottom - BAR * unit, Math.max(right - left, 2 * unit), BAR * unit);
-    ctx.globalAlpha = 1;
-    if (left <= labelEnd) continue;
-    const width = ctx.measureText(span.label).width;
+    ctx.fillRect(left, bottom - (lane + 1) * (BAR + 1) * unit, Math.max(right - left, 2 * unit), BAR * unit);
+    const before = labels[labels.length - 1];
+    if (before !== undefined && left - before.left < ctx.measureText(before.text).width + 6 * unit) {
+      before.text += ` ${span.label}`;
+      before.lane = Math.max(before.lane, lane);
+      before.grave ||= span.grave;
+    } else labels.push({ left, text: span.label, lane, grave: span.grave });
+  });
+  for (const { left, text, lane, grave } of labels) {
+    const foot = bottom - (lane + 1) * (BAR + 1) * unit;
     ctx.fillStyle = surface;
     ctx.globalAlpha = 0.8;
-    ctx.fillRect(left, bottom - (BAR + 13) * unit, width + 2 * unit, 12 * unit);
+    ctx.fillRect(left, foot - 13 * unit, ctx.measureText(text).width + 2 * unit, 12 * unit);
     ctx.globalAlpha = 1;
-    ctx.fillStyle = span.grave ? bad : warn;
-    ctx.fillText(span.label, left + unit, bottom - BAR * unit);
-    labelEnd = left + width + 4 * unit;
+    ctx.fillStyle = grave ? bad : warn;
+    ctx.fillText(text, left + unit, foot - unit);
   }
   ctx.restore();
 }

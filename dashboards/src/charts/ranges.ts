@@ -91,3 +91,31 @@ export function nearestIndex(ascending: readonly number[], value: number): numbe
   const before = after - 1;
   return value - (ascending[before] ?? 0) <= (ascending[after] ?? 0) - value ? before : after;
 }
+
+/** Round numbers within `low..high` of a logarithmic axis: powers of ten, with 2 and 5 times those where these are few. */
+export function logTicks(low: number, high: number): number[] {
+  const within = (multiples: readonly number[]): number[] => {
+    const ticks: number[] = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+      for (const multiple of multiples) {
+        const tick = Number((multiple * 10 ** power).toPrecision(3));
+        if (tick >= low && tick <= high) ticks.push(tick);
+      }
+    }
+    return ticks;
+  };
+  const powers = within([1]);
+  return powers.length >= 3 ? powers : within([1, 2, 5]);
+}
+
+/** About `count` round numbers within `low..high`: multiples of 1, 2 or 5 times a power of ten. */
+export function niceTicks(low: number, high: number, count: number): number[] {
+  if (!(high > low) || count < 1) return Number.isFinite(low) ? [low] : [];
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = ([1, 2, 5, 10].find((multiple) => multiple * power >= rough * 0.999) ?? 10) * power;
+  const first = Math.ceil(low / step - 1e-9);
+  const last = Math.floor(high / step + 1e-9);
+  // Multiples of the step, not sums of it: 0.1 * 3 is nearer to 0.3 than 0.1 + 0.1 + 0.1, and rounding does the rest.
+  return Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
+}

@@ -7,8 +7,9 @@ import { DOT } from "./glyphs";
 
 type Named = Pick<Schemas["TrialRead"], "number" | "kind" | "label">;
 
-/** The trial's name: a baseline's own, else its number. */
+/** The trial's name: a baseline's own, or what it was added as, else its number. */
 export function trialName(trial: Named): string {
+  if (trial.kind === "added" && trial.label !== null) return `${trial.label} (trial ${trial.number})`;
   return trial.kind === "baseline" ? (trial.label ?? `baseline ${trial.number}`) : `trial ${trial.number}`;
 }
 
@@ -20,7 +21,7 @@ export interface Parameter {
 
 /** The proposed parameters on which the search trials differ, with the shortest names that tell them apart. */
 export function differingParameters(trials: readonly (Named & { readonly params: Readonly<Record<string, unknown>> })[]): Parameter[] {
-  const searched = trials.filter((trial) => trial.kind === "search");
+  const searched = trials.filter((trial) => trial.kind !== "baseline");
   // A single trial differs from nothing yet; what was proposed for it is of interest all the same.
   const paths = searched.length === 1 ? Object.keys(searched[0]?.params ?? {}) : differences(searched.map((trial) => trial.params)).map((row) => row.path);
   const names = shortNames(paths);

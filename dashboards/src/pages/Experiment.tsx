@@ -3,23 +3,32 @@
 import { useEffect, useMemo, useState } from "react";
 import { useLocation } from "wouter";
 
-import { isLive, useCatalog, useComparison, useExperiment, useExperimentAlarms, useSeries, useTrials } from "../api/queries";
+import { isLive, useAnalysis, useCatalog, useComparison, useCommands, useExperiment, useExperimentAlarms, useImplicated, useSeries, useTrials } from "../api/queries";
 import { Facts } from "../components/Facts";
 import { LiveChip } from "../components/LiveChip";
 import { Failed, Panel } from "../components/Panel";
 import { Crumbs } from "../components/Shell";
 import { CountsBar, StateBadge } from "../components/StateBadge";
-import { useAddress } from "../lib/address";
+import { useAddress, wholeNumber } from "../lib/address";
 import { formatCount, formatDuration, formatFixed, formatSigned, formatTime } from "../lib/format";
-import { NONE } from "../lib/glyphs";
+import { hasEnded } from "../lib/control";
+import { ELLIPSIS, NONE } from "../lib/glyphs";
 import { compareAddress, toggleSelected, useSelection } from "../lib/selection";
 import { baselineSettings, differingParameters, endMark, trialLabel, trialName } from "../lib/trials";
 import { alarmBars, alarmSpans, watchedInWords } from "../panels/alarms";
 import { AlarmsPanel } from "../panels/AlarmsPanel";
 import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
+import { AnalysisPanels } from "../panels/AnalysisPanels";
+import { AddTrialDialog } from "../panels/AddTrialDialog";
+import { ExperimentCommands, TrialCommands } from "../panels/Commands";
+import { CommandsPanel } from "../panels/CommandsPanel";
+import { ExtendDialog } from "../panels/ExtendDialog";
+import { ImplicatedPanel } from "../panels/ImplicatedPanel";
 import { ForkedFrom } from "../panels/LineagePanel";
 import { catalogueOf } from "../panels/metrics";
 import { objectiveUnit } from "../panels/objective";
+import { aimsOf } from "../panels/pareto";
+import { ParetoPanel } from "../panels/ParetoPanel";
 import { noiseInWords, RankingPanel } from "../panels/RankingPanel";
 import { TrialsTable, type TrialRow } from "../panels/TrialsTable";
 
@@ -34,11 +43,17 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
   const [, navigate] = useLocation();
   const selection = useSelection();
   const [strong, setStrong] = useState<string | null>(null);
+  const [asking, setAsking] = useState<"add" | "extend" | null>(null);
   const experiment = useExperiment(id);
   const live = isLive(experiment.data?.state);
   const trials = useTrials(id, live);
   const comparison = useComparison(id, live);
   const alarms = useExperimentAlarms(id, live);
+  const everywhere = params.get("spikes") === "everywhere";
+  const implicated = useImplicated(id, everywhere, live);
+  const commands = useCommands(id, live);
+  const searched = Object.keys((experiment.data?.spec.space ?? {}) as Readonly<Record<string, unknown>>).length > 0;
+  const analysis = useAnalysis(id, live, searched);
   const catalogue = catalogueOf(useCatalog().data);
   const known = useMemo(() => trials.data ?? [], [trials.data]);
   const drawn = known.filter((trial) => trial.started_at_ms !== null).slice(0, MOST_CURVES);
@@ -67,6 +82,12 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
     );
   }
   const { data } = experiment;
+  const space = data.spec.space as Readonly<Record<string, unknown>>;
+  const aims = aimsOf(data.spec);
+  const axis = (name: string, fallback: number): number => {
+    const found = wholeNumber(params.get(name), 0);
+    return found !== null && found < aims.length ? found : fallback;
+  };
   const query = params.get("q") ?? "";
   const rows: TrialRow[] = known
     .map((trial) => ({ trial, compared: comparison.data?.rows.find((row) => row.trial_id === trial.id), slot: trial.number, fixed: baselineSettings(data.spec, trial) }))
@@ -74,6 +95,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
   const best = comparison.data?.rows.find((row) => row.trial_id === data.best?.trial_id);
   const spent = known.reduce((sum, trial) => sum + (trial.progress?.tokens ?? 0), 0);
   const mine = selection.filter((chosen) => known.some((trial) => trial.id === chosen));
+  const chosenTrials = known.filter((trial) => mine.includes(trial.id)).map((trial) => ({ ...trial, name: trialName(trial) }));
   return (
     <>
       <Crumbs crumbs={[{ name: "Experiments", href: "/" }, { name: data.name }]} />
@@ -82,6 +104,17 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         <StateBadge state={data.state} reason={data.reason} />
         <LiveChip live={live} answer={experiment} />
         <span className="grow" />
+        <ExperimentCommands experiments={[data]} />
+        {data.state !== "cancelling" && (
+          <button type="button" className="button" onClick={() => setAsking("add")}>
+            Add a trial{ELLIPSIS}
+          </button>
+        )}
+        {hasEnded(data.state) && (
+          <button type="button" className="button" onClick={() => setAsking("extend")}>
+            Extend{ELLIPSIS}
+          </button>
+        )}
         {data.mlflow_url !== null && (
           <a className="button" href={data.mlflow_url} target="_blank" rel="noreferrer">
             MLflow
@@ -126,9 +159,21 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         />
         <RankingPanel answer={comparison} />
       </div>
+      {aims.length > 1 && (
+        <ParetoPanel
+          answer={comparison}
+          aims={aims}
+          x={axis("px", 0)}
+          y={axis("py", 1)}
+          onAxes={(x, y) => change({ px: x === 0 ? null : String(x), py: y === 1 ? null : String(y) })}
+          strong={strong}
+          onHover={setStrong}
+          onOpen={(trial) => navigate(`/t/${trial}`)}
+        />
+      )}
       <Panel
         title="Trials"
-        hint={parameters.length > 0 ? `Only the ${parameters.length} parameters that differ are columns.` : undefined}
+        hint={parameters.length > 1 ? `Only the ${parameters.length} parameters that differ are columns.` : undefined}
         className="wide"
         answer={trials}
         height={320}
@@ -136,6 +181,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         actions={
           <>
             <input type="search" placeholder="Search (/)" aria-label="Search trials" value={query} onChange={(event) => change({ q: event.target.value === "" ? null : event.target.value })} />
+            <TrialCommands trials={chosenTrials} experimentState={data.state} bulk />
             <button type="button" className="button primary" disabled={mine.length === 0} onClick={() => navigate(compareAddress(mine))} title="Compare the selected trials (c)">
               Compare{mine.length > 0 ? ` ${mine.length}` : ""}
             </button>
@@ -155,7 +201,20 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
           />
         )}
       </Panel>
+      {searched && (
+        <AnalysisPanels
+          answer={analysis}
+          objective={data.objective}
+          space={space}
+          method={params.get("importance") ?? ""}
+          onMethod={(method) => change({ importance: method === "ped_anova" ? null : method })}
+          strong={strong}
+          onHover={setStrong}
+          onOpen={(trial) => navigate(`/t/${trial}`)}
+        />
+      )}
       <AlarmsPanel answer={alarms} watched={watchedInWords(data.spec.base as Readonly<Record<string, unknown>>)} trialNames={trialNames} onHover={setStrong} />
+      <ImplicatedPanel answer={implicated} everywhere={everywhere} onEverywhere={(all) => change({ spikes: all ? "everywhere" : null })} />
       <CurvesPanel
         title="Training loss"
         answer={series}
@@ -170,6 +229,17 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         strong={strong}
         syncKey="experiment"
       />
+      <CommandsPanel answer={commands} trialNames={trialNames} />
+      {asking === "extend" && <ExtendDialog experiment={data} onClose={() => setAsking(null)} />}
+      {asking === "add" && (
+        <AddTrialDialog
+          experimentId={id}
+          space={space}
+          params={data.best?.params ?? {}}
+          onClose={() => setAsking(null)}
+          onAdded={() => setAsking(null)}
+        />
+      )}
     </>
   );
 }

@@ -4,9 +4,7 @@ import { useState } from "react";
 import { Link, useLocation } from "wouter";
 
 import type { Schemas } from "../api/client";
-import { useCancel } from "../api/commands";
-import { isLive, useExperiments } from "../api/queries";
-import { ConfirmDialog } from "../components/Dialogs";
+import { isLive, useExperiments, useQueue } from "../api/queries";
 import { LiveChip } from "../components/LiveChip";
 import { Panel } from "../components/Panel";
 import { SortableTable, type Column } from "../components/SortableTable";
@@ -14,8 +12,10 @@ import { CountsBar, StateBadge } from "../components/StateBadge";
 import { useAddress } from "../lib/address";
 import { useNow } from "../lib/clock";
 import { formatAge, formatDuration, formatFixed, formatPercent, formatSigned, formatTime } from "../lib/format";
-import { NONE } from "../lib/glyphs";
+import { DOT, NONE } from "../lib/glyphs";
+import { ExperimentCommands } from "../panels/Commands";
 import { differenceTone, objectiveName, objectiveUnit } from "../panels/objective";
+import { QueuePanel } from "../panels/QueuePanel";
 
 type Summary = Schemas["ExperimentSummary"];
 
@@ -24,26 +24,13 @@ function difference({ best, baseline }: Summary): number | null {
   return best === null || baseline === null ? null : best.objective - baseline.objective;
 }
 
-function Cancel({ experiment }: { readonly experiment: Summary }): React.JSX.Element {
-  const cancel = useCancel();
-  const [asking, setAsking] = useState(false);
-  return (
-    <>
-      <button type="button" className="quiet-button" disabled={cancel.isPending || experiment.state === "cancelling"} onClick={() => setAsking(true)}>
-        Cancel
-      </button>
-      {cancel.error !== null && <span role="alert">{cancel.error.message}</span>}
-      {asking && (
-        <ConfirmDialog title={`Cancel ${experiment.name}?`} confirm="Cancel the experiment" onConfirm={() => cancel.mutate(experiment.id)} onClose={() => setAsking(false)}>
-          <p>Running trials write a checkpoint and stop. What is recorded stays; a cancelled experiment cannot be continued.</p>
-        </ConfirmDialog>
-      )}
-    </>
-  );
-}
-
-function columns(now: number): Column<Summary>[] {
+function columns(now: number, chosen: ReadonlySet<string>, onToggle: (id: string) => void): Column<Summary>[] {
   return [
+    {
+      id: "select",
+      name: <span className="visually-hidden">Selected</span>,
+      cell: (experiment) => <input type="checkbox" aria-label={`Select ${experiment.name}`} checked={chosen.has(experiment.id)} onChange={() => onToggle(experiment.id)} />,
+    },
     {
       id: "name",
       name: "Experiment",
@@ -54,7 +41,10 @@ function columns(now: number): Column<Summary>[] {
           <Link href={`/e/${experiment.id}`} className="row-link">
             {experiment.name}
           </Link>
-          <span className="sub mono">{experiment.id}</span>
+          <span className="sub">
+            <span className="mono">{experiment.id}</span> {DOT} {experiment.owner}
+            {experiment.priority !== 0 && ` ${DOT} priority ${experiment.priority}`}
+          </span>
         </>
       ),
     },
@@ -65,6 +55,7 @@ function columns(now: number): Column<Summary>[] {
       cell: (experiment) => (
         <>
           <StateBadge state={experiment.state} reason={experiment.reason} />
+          {isLive(experiment.state) && experiment.reason !== "" && <span className="sub clamp">{experiment.reason}</span>}
           {experiment.eta_s !== null && isLive(experiment.state) && <span className="sub">about {formatDuration(Math.round(experiment.eta_s))} left</span>}
         </>
       ),
@@ -130,7 +121,6 @@ function columns(now: number): Column<Summary>[] {
       value: (experiment) => -experiment.created_at_ms,
       cell: (experiment) => <time title={formatTime(experiment.created_at_ms)}>{formatAge(experiment.created_at_ms, now)}</time>,
     },
-    { id: "actions", name: <span className="visually-hidden">Actions</span>, cell: (experiment) => isLive(experiment.state) && <Cancel experiment={experiment} /> },
   ];
 }
 
@@ -156,8 +146,17 @@ export function Experiments(): React.JSX.Element {
   const answer = useExperiments(cursor);
   const now = useNow();
   const items = answer.data?.items ?? [];
+  const queue = useQueue();
+  const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
+  const toggle = (id: string): void =>
+    setChosen((before) => {
+      const after = new Set(before);
+      if (!after.delete(id)) after.add(id);
+      return after;
+    });
   const query = params.get("q") ?? "";
   const rows = items.filter((experiment) => `${experiment.name} ${experiment.id} ${experiment.state}`.toLowerCase().includes(query.toLowerCase()));
+  const mine = rows.filter((experiment) => chosen.has(experiment.id));
   const names = [...new Set(items.map((item) => objectiveName(item.objective)))];
   return (
     <>
@@ -167,6 +166,7 @@ export function Experiments(): React.JSX.Element {
         <span className="grow" />
         <input type="search" placeholder="Search (/)" aria-label="Search experiments" value={query} onChange={(event) => change({ q: event.target.value === "" ? null : event.target.value })} />
       </div>
+      <QueuePanel answer={queue} />
       <Panel
         title="All experiments, newest first"
         hint={names.length === 1 && names[0] !== undefined ? `Best is that of the completed trials of the search, by ${names[0]}. A small difference may be seed noise: see the experiment's page.` : undefined}
@@ -176,7 +176,25 @@ export function Experiments(): React.JSX.Element {
       >
         {(page) => (
           <>
-            <SortableTable caption="Experiments" columns={columns(now)} rows={rows} rowKey={(experiment) => experiment.id} onOpen={(experiment) => navigate(`/e/${experiment.id}`)} />
+            {mine.length > 0 && (
+              <div className="bulk-bar" role="group" aria-label="Selected experiments">
+                <strong>{mine.length} selected</strong>
+                <ExperimentCommands experiments={mine} bulk />
+                <span className="grow" />
+                <button type="button" className="quiet-button" onClick={() => setChosen(new Set())}>
+                  Clear
+                </button>
+              </div>
+            )}
+            <SortableTable
+              caption="Experiments"
+              columns={columns(now, chosen, toggle)}
+              rows={rows}
+              rowKey={(experiment) => experiment.id}
+              rowClass={(experiment) => (chosen.has(experiment.id) ? "selected" : "")}
+              onOpen={(experiment) => navigate(`/e/${experiment.id}`)}
+              onSelect={(experiment) => toggle(experiment.id)}
+            />
             {(cursor !== null || page.next_cursor !== null) && (
               <p className="pager">
                 {cursor !== null && (

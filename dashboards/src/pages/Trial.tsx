@@ -1,7 +1,7 @@
 /** `/t/:id`: is this trial healthy; if not, when, where, and what came first? */
 
 import { useEffect, useMemo, useRef, useState } from "react";
-import { useLocation } from "wouter";
+import { Link, useLocation } from "wouter";
 
 import { isLive, useAlarms, useCatalog, useCheckpoints, useEvaluations, useExperiment, useForks, useLoadHistory, useRouter, useRuns, useSeries, useSpikes, useTrial } from "../api/queries";
 import type { XMark } from "../charts/marks";
@@ -20,6 +20,7 @@ import { shortNames } from "../lib/configuration";
 import { endMark, trialName } from "../lib/trials";
 import { alarmBars, alarmSpans, watchedInWords } from "../panels/alarms";
 import { AlarmsPanel } from "../panels/AlarmsPanel";
+import { TrialCommands } from "../panels/Commands";
 import { ConfigPanel } from "../panels/ConfigPanel";
 import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
 import { DomainsPanel } from "../panels/DomainsPanel";
@@ -132,6 +133,14 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
             Compare {selection.length}
           </a>
         )}
+        <TrialCommands
+          trials={[{ ...data, name: trialName(data) }]}
+          experimentState={experiment.data?.state ?? "completed"}
+          onDone={(outcomes) => {
+            const made = outcomes[0]?.trial_id ?? null;
+            if (made !== null && made !== id) navigate(`/t/${made}`);
+          }}
+        />
         {data.mlflow_run_url !== null && (
           <a className="button" href={data.mlflow_run_url} target="_blank" rel="noreferrer">
             MLflow
@@ -142,6 +151,16 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
         <p className={`notice ${data.state === "failed" || data.state === "infeasible" ? "bad" : ""}`}>
           {data.cause !== null && <strong>{causeInWords(data.cause)}: </strong>}
           {data.reason}
+        </p>
+      )}
+      {data.retry_of !== null && (
+        <p className="notice">
+          Another attempt at <Link href={`/t/${data.retry_of}`}>the trial that failed</Link>.
+        </p>
+      )}
+      {data.retried_by !== null && (
+        <p className="notice">
+          Tried again as <Link href={`/t/${data.retried_by}`}>another trial</Link>.
         </p>
       )}
       {experiment.data?.fork != null && <ForkedFrom fork={experiment.data.fork} />}
@@ -193,6 +212,8 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
         <div className="grid-7-6">
           <ProbePanel
             answer={probed}
+            trial={data}
+            even={router.data?.top_k != null && router.data.num_experts !== null ? router.data.top_k / router.data.num_experts : null}
             probes={probes}
             catalogue={catalogue}
             probeKey={params.get("probe")}

@@ -18,6 +18,9 @@ interface Props {
   readonly onForked: (experimentId: string) => void;
 }
 
+// What most forks change comes first; the rest is in the order of the configuration.
+const FIRST = ["optimizer.lr", "loop.budget_tokens", "loop.max_grad_norm"];
+
 interface FieldProps {
   readonly path: string;
   readonly before: string;
@@ -52,7 +55,8 @@ export function ForkDialog({ config, checkpoints, checkpointId, onClose, onForke
   // The same wish sent again, after a lost answer, keeps its key; another wish gets another one.
   const wish = useRef({ body: "", key: "" });
   const checkpoint = checkpoints.items.find((one) => one.id === from);
-  const paths = [...new Set([...checkpoints.forkable, ...typed.keys()])];
+  const offered = checkpoints.forkable;
+  const paths = [...new Set([...FIRST.filter((path) => offered.includes(path)), ...offered, ...typed.keys()])];
   const shown = paths.filter((path) => typed.has(path) || path.toLowerCase().includes(query.toLowerCase()));
   const problems = new Map((fork.error?.errors ?? []).map((error) => [fieldOf(error.pointer), error.message]));
   const elsewhere = fork.error === null ? [] : fork.error.errors.length === 0 ? [fork.error.message] : [...problems].filter(([field]) => !shown.includes(field) && field !== "step" && field !== "name").map(([field, message]) => `${field}: ${message}`);

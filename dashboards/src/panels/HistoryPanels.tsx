@@ -85,7 +85,7 @@ export function RungsPanel({ rungs }: { readonly rungs: readonly Schemas["RungRe
                   <td>{rung.rung}</td>
                   <td className="num">{formatCount(rung.tokens)}</td>
                   <td className="num">{formatFixed(rung.value, 3)}</td>
-                  <td>{rung.decision === "stop" ? <span className="tag tone-cut">stop</span> : rung.decision === "continue" ? "continue" : "waits for its batch"}</td>
+                  <td>{rung.decision === "stop" ? <span className="tag tone-cut">stop</span> : rung.decision === "continue" ? "continue" : "waits"}</td>
                   <td>{rung.explanation ?? NONE}</td>
                 </tr>
               ))}

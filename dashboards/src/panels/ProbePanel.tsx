@@ -8,14 +8,17 @@ import { lineOf } from "../charts/lines";
 import { LineChart, type ChartLine } from "../charts/LineChart";
 import type { XSpan } from "../charts/marks";
 import { CONTROL_SLOTS } from "../charts/palette";
-import { Panel } from "../components/Panel";
+import { Empty, Panel } from "../components/Panel";
 import { Switch } from "../components/Switch";
 import { formatNumber, formatPercent, formatRange, shortCount, unitSuffix } from "../lib/format";
 import { definition, type Catalogue } from "./metrics";
-import { acrossLayers, byLayer, newestByLayer, type Probe } from "./probes";
+import { acrossLayers, byLayer, newestByLayer, SATURATION, withSaturation, type Probe } from "./probes";
 
 interface Props {
   readonly answer: Answer<Schemas["Series"]>;
+  readonly trial: Schemas["TrialDetail"];
+  /** What even routing gives of saturation: top_k / num_experts. */
+  readonly even: number | null;
   readonly probes: readonly Probe[];
   readonly catalogue: Catalogue;
   readonly probeKey: string | null;
@@ -67,16 +70,24 @@ function finding(series: Schemas["Series"], probe: Probe, unit: string | undefin
 export function ProbePanel(props: Props): React.JSX.Element {
   const { answer, probes, catalogue } = props;
   const probe = probes.find((candidate) => candidate.key === props.probeKey) ?? probes[0];
+  const layers = props.trial.layer_kinds.flatMap((kind, layer) => (kind === "moe" ? [layer] : []));
+  const complete = (series: Schemas["Series"]): Schemas["Series"] => withSaturation(series, props.trial.summary?.router_saturation ?? [], layers, props.even);
   return (
     <Panel
       title="Routing of the probe set"
       hint={probe === undefined ? undefined : `${definition(probe.key, catalogue)} Measured on the same held-out windows at every evaluation.`}
       answer={answer}
       height={330}
-      empty={(series) => (probe === undefined || byLayer(series.items, probe.key).every((item) => item.last.every((value) => value === null)) ? props.emptyText : null)}
-      actions={probe !== undefined && <Switch label="Probe" options={probes.map(({ key, name }) => ({ value: key, name, title: definition(key, catalogue) }))} value={probe.key} onChange={props.onProbe} />}
+      empty={(series) => (probe === undefined || series.items.length === 0 ? props.emptyText : null)}
     >
-      {(series) => probe !== undefined && <Probed {...props} series={series} probe={probe} />}
+      {(series) =>
+        probe !== undefined && (
+          <>
+            <Switch label="Probe" options={probes.map(({ key, name }) => ({ value: key, name, title: definition(key, catalogue) }))} value={probe.key} onChange={props.onProbe} />
+            <Probed {...props} series={complete(series)} probe={probe} />
+          </>
+        )
+      }
     </Panel>
   );
 }
@@ -86,6 +97,9 @@ function Probed({ series, probe, catalogue, spans }: Props & { readonly series: 
   const unit = catalogue.get(probe.key)?.unit;
   const said = finding(series, probe, unit);
   const steps = series.grid.length;
+  if (lines.every(({ slot }) => slot < 0)) {
+    return <Empty>{probe.key === SATURATION ? "Known when a run has trained its whole budget: each evaluation is compared with the last one." : "Not measured yet: it takes another evaluation."}</Empty>;
+  }
   return (
     <>
       <p className="finding">{said}</p>

@@ -6,6 +6,7 @@ import { Panel } from "../components/Panel";
 import { formatCount, formatFixed, formatSigned } from "../lib/format";
 import { trialName } from "../lib/trials";
 import { differenceTone, objectiveName, objectiveUnit } from "./objective";
+import { PointRanking } from "./PointRanking";
 
 const MOST = 8;
 
@@ -45,6 +46,8 @@ function Ranking({ comparison }: { readonly comparison: Schemas["Comparison"] })
     <>
       {shown.length === 0 ? (
         <p className="muted">No trial has completed yet; the ranking begins with the first.</p>
+      ) : comparison.points.length > 0 ? (
+        <PointRanking comparison={comparison} />
       ) : (
         <ol className="ranking">
           <li className="ranking-head" aria-hidden="true">
@@ -78,7 +81,7 @@ function Ranking({ comparison }: { readonly comparison: Schemas["Comparison"] })
           })}
         </ol>
       )}
-      {ranked.length > shown.length && <p className="muted">{ranked.length - shown.length} more in the table below.</p>}
+      {ranked.length > shown.length && comparison.points.length === 0 && <p className="muted">{ranked.length - shown.length} more in the table below.</p>}
       {comparison.caveats.length > 0 && (
         <div className="caveats">
           <h3>What this does not show</h3>

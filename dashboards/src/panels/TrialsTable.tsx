@@ -4,6 +4,7 @@ import { Fragment } from "react";
 import { Link } from "wouter";
 
 import type { Schemas } from "../api/client";
+import { isLive } from "../api/queries";
 import { Swatch } from "../charts/Legend";
 import { SortableTable, type Column } from "../components/SortableTable";
 import { StateBadge } from "../components/StateBadge";
@@ -94,7 +95,12 @@ function columns({ rows, parameters, objective, baselineId, selection, onToggle 
       id: "state",
       name: "State",
       value: (row) => row.trial.state,
-      cell: ({ trial }) => <StateBadge state={trial.state} cause={trial.cause ?? null} reason={trial.reason} />,
+      cell: ({ trial }) => (
+        <>
+          <StateBadge state={trial.state} cause={trial.cause ?? null} reason={trial.reason} />
+          {isLive(trial.state) && trial.reason !== "" && <span className="sub clamp">{trial.reason}</span>}
+        </>
+      ),
     },
     ...parameters.map(
       ({ path, name }): Column<TrialRow> => ({

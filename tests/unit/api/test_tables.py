@@ -56,11 +56,11 @@ def test_events_are_one_line() -> None:
 
 
 def trial(**fields: Any) -> TrialRead:
-    values: dict[str, Any] = {
+    values: dict[str, Any] = dict.fromkeys(TrialRead.model_fields) | {
         "id": "trl_1", "experiment_id": "exp_1", "number": 3, "kind": "search", "label": None, "batch": None,
         "state": TrialState.QUEUED, "cause": None, "reason": "", "since_ms": 0, "params": {"optimizer.lr": 0.01},
         "objective": None, "objective_tokens": None, "progress": None, "summary": None, "rungs": [], "num_runs": 0,
-        "num_retries": 0, "created_at_ms": 0, "started_at_ms": None, "finished_at_ms": None,
+        "num_retries": 0, "spec_version": 0, "created_at_ms": 0, "started_at_ms": None, "finished_at_ms": None,
     }  # fmt: skip
     return TrialRead(**values | fields)
 

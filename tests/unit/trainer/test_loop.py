@@ -159,6 +159,28 @@ def test_run_stops_at_its_tokens_with_a_checkpoint(tmp_path: Path):
     assert finished.last.summary is None
 
 
+def test_run_ends_at_a_rung_in_seconds_and_goes_on_from_there(tmp_path: Path):
+    # Any step takes longer than a nanosecond.
+    timed = {"rung_seconds": (1e-9, 1e9), "stop_at_timed_rung": 0}
+    paused = run_training(train_config(), tmp_path / "first", **timed)
+    assert [(report.kind, report.step, report.rung) for report in paused.reports if report.kind != "started"] == [
+        ("progress", 0, None),
+        ("progress", 1, 0),
+        ("stopped", 1, None),
+    ]
+    assert paused.last.checkpoint is not None
+    going_on = run_training(
+        train_config(),
+        tmp_path / "second",
+        resume_from=paused.last.checkpoint.folder,
+        rung_seconds=timed["rung_seconds"],
+        first_timed_rung=1,
+        stop_at_timed_rung=1,
+    )
+    assert going_on.last.kind == "finished"
+    assert {report.rung for report in going_on.reports} == {None}
+
+
 def test_stop_file_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path):
     class StopsAtFirstRung:
         def __init__(self) -> None:

@@ -51,3 +51,28 @@ def test_stop_at_the_whole_budget_is_the_end_and_no_stop():
     milestone = Milestones(train_config(num_steps=6), stop_at_tokens=6 * STEP_TOKENS).at(6)
     assert milestone.end
     assert not milestone.stop
+
+
+def test_rung_in_seconds_is_reached_once_at_the_first_step_after_it():
+    milestones = Milestones(train_config(num_steps=6), rung_seconds=(1.0, 2.0, 2.5, 9.0))
+    assert milestones.at(1, duration_s=0.9).rungs == ()
+    found = milestones.at(2, duration_s=2.6)
+    assert found.rungs == (0, 1, 2)
+    assert found.evaluate
+    assert found.checkpoint
+    assert milestones.at(2, duration_s=2.7).rungs == (0, 1, 2), "until they are reported"
+    for rung in found.rungs:
+        milestones.reported(rung)
+    assert milestones.at(3, duration_s=8.0).rungs == ()
+    assert milestones.at(6, duration_s=99.0).rungs == (), "the end is no rung"
+
+
+def test_run_that_goes_on_from_a_rung_in_seconds_ends_at_the_next():
+    milestones = Milestones(
+        train_config(num_steps=6), rung_seconds=(1.0, 2.0, 4.0), first_timed_rung=1, stop_at_timed_rung=2
+    )
+    assert milestones.at(3, duration_s=1.5).rungs == ()
+    assert milestones.at(4, duration_s=2.5).rungs == (1,)
+    assert not milestones.at(4, duration_s=2.5).stop
+    assert milestones.at(5, duration_s=4.0).stop
+    assert not milestones.at(6, duration_s=9.0).stop
