@@ -84,8 +84,7 @@ class Layer:
         self.shape = shape
         self.x_TD = leaf(tokens, dim)
         self.router_DE = leaf(dim, num_experts, spread=dim**-0.5)
-        self.gate_EDF = leaf(num_experts, dim, hidden_dim, spread=dim**-0.5)
-        self.up_EDF = leaf(num_experts, dim, hidden_dim, spread=dim**-0.5)
+        self.gate_up_E2FD = leaf(num_experts, 2, hidden_dim, dim, spread=dim**-0.5)
         self.down_EFD = leaf(num_experts, hidden_dim, dim, spread=hidden_dim**-0.5)
         self.dout_TD = leaf(tokens, dim).detach()
         self.logits_TE = (self.x_TD @ self.router_DE).detach().requires_grad_()
@@ -116,19 +115,20 @@ class Layer:
         # The reference of `route` is a definition, not an implementation anyone would use: the loop gets the fast one.
         routing = self.routed(self.x_TD @ self.router_DE, "auto")
         x_ND = permute(self.x_TD, routing, backend=backend)
-        weights = (self.gate_EDF, self.up_EDF, self.down_EFD)
+        weights = (self.gate_up_E2FD, self.down_EFD)
         y_ND = grouped_swiglu(x_ND, *weights, routing.offsets_E, backend=backend)
         out_TD = unpermute(y_ND, routing, routing.weights_TK, backend=backend)
         losses = (out_TD, routing.prob_sum_E, routing.z_sum)
         torch.autograd.grad(losses, (self.x_TD, self.router_DE, *weights), self._upstream(self.dout_TD, routing))
 
     def experts(self) -> None:
-        weights = (self.gate_EDF, self.up_EDF, self.down_EFD)
+        weights = (self.gate_up_E2FD, self.down_EFD)
         y_ND = grouped_swiglu(self.x_ND, *weights, self.offsets_E)
         torch.autograd.grad(y_ND, (self.x_ND, *weights), self.dy_ND)
 
     def matmuls(self) -> None:
-        gate_DF, up_DF, down_FD = self.gate_EDF[0], self.up_EDF[0], self.down_EFD[0]
+        gate_DF, up_DF = (weight_FD.detach().t().contiguous() for weight_FD in self.gate_up_E2FD[0])
+        down_FD = self.down_EFD[0]
         for rows, weight, upstream in (
             (self.x_ND, gate_DF, self.dh_NF),
             (self.x_ND, up_DF, self.dh_NF),

@@ -60,7 +60,7 @@ def model_config(shape: Shape) -> ModelConfig:
 def experts_work(shape: Shape, precision: dict[str, Any], device: str) -> Callable[[], None]:
     """Returns forward and backward pass of one layer's experts."""
     layer = Layer(shape, device=device, dtype=torch.float32)
-    weights = (layer.gate_EDF, layer.up_EDF, layer.down_EFD)
+    weights = (layer.gate_up_E2FD, layer.down_EFD)
     model = build_model(model_config(shape), seed=0, device=torch.device(device))
     built = _applied(precision, model, device)
     matmul = model.moe_layers()[0].experts.matmul

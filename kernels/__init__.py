@@ -2,7 +2,7 @@
 
     routing = route(logits_TE, top_k=K, normalize=True)
     x_ND = permute(x_TD, routing)
-    y_ND = grouped_swiglu(x_ND, gate_EDF, up_EDF, down_EFD, routing.offsets_E)
+    y_ND = grouped_swiglu(x_ND, gate_up_E2FD, down_EFD, routing.offsets_E)
     out_TD = unpermute(y_ND, routing, routing.weights_N)
 
 `route` makes every token choose K experts; `route_pairs` takes the pairs as they are, any number per token; `admit`

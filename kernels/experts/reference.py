@@ -9,8 +9,7 @@ from kernels.experts.bias import ExpertBiases
 
 def grouped_swiglu_reference(
     x_ND: Tensor,
-    gate_weight_EDF: Tensor,
-    up_weight_EDF: Tensor,
+    gate_up_weight_E2FD: Tensor,
     down_weight_EFD: Tensor,
     offsets_E: Tensor,
     *,
@@ -24,7 +23,7 @@ def grouped_swiglu_reference(
     outputs = []
     for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         x_MD = x_ND[start:end]
-        gate_MF, up_MF = x_MD @ gate_weight_EDF[expert], x_MD @ up_weight_EDF[expert]
+        gate_MF, up_MF = (x_MD @ weight_FD.t() for weight_FD in gate_up_weight_E2FD[expert])
         if biases is not None:
             gate_MF, up_MF = gate_MF + biases.gate_EF[expert], up_MF + biases.up_EF[expert]
         y_MD = gated_activation(gate_MF, up_MF, activation) @ down_weight_EFD[expert]

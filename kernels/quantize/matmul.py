@@ -3,7 +3,6 @@
 Letters: N rows in expert order, P rows with room between experts, D and F input and output features, E experts.
 """
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -71,17 +70,17 @@ class QuantizedMatmul:
         self._multiply: GroupedMultiply = real or Emulated()
         self._counts_OC = torch.zeros(len(OPERAND_NAMES), len(COUNT_NAMES), dtype=torch.int64, device=device)
 
-    def __call__(self, x_ND: Tensor, weights: Sequence[Tensor], offsets_E: Tensor) -> tuple[Tensor, ...]:
-        """Returns x_ND times each of the weights, (rows, outputs) in the dtype of `x_ND`.
+    def __call__(self, x_ND: Tensor, weight_EDF: Tensor, offsets_E: Tensor) -> Tensor:
+        """Returns each expert's rows times its matrix, (rows, F) in the dtype of `x_ND`.
 
         Args:
-            x_ND: rows in expert order; those beyond the last offset are not read, and are zeros in the outputs.
-            weights: float32, (E, D, outputs) each.
+            x_ND: rows in expert order; those beyond the last offset are not read, and are zeros in the result.
+            weight_EDF: float32.
             offsets_E: int32 ends of the experts' rows.
         """
         # An evaluation casts too, and is no part of what a step loses.
         counts_OC = self._counts_OC if torch.is_grad_enabled() else None
-        return _Matmul.apply(self._recipe, self._multiply, counts_OC, offsets_E, x_ND, *weights)
+        return _Matmul.apply(self._recipe, self._multiply, counts_OC, offsets_E, x_ND, weight_EDF)
 
     def take_counts(self) -> Tensor:
         """Returns the counts since the last call, int64 [operand, count] (`OPERAND_NAMES`, `COUNT_NAMES`)."""
@@ -91,7 +90,7 @@ class QuantizedMatmul:
 
 
 class _Matmul(torch.autograd.Function):
-    """One input, several weights: its cast serves all of them. Gradients pass the casts as if they rounded nothing."""
+    """Gradients pass the casts as if they rounded nothing."""
 
     @staticmethod
     def forward(
@@ -101,48 +100,39 @@ class _Matmul(torch.autograd.Function):
         counts_OC: Tensor | None,
         offsets_E: Tensor,
         x_ND: Tensor,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
+        weight_EDF: Tensor,
+    ) -> Tensor:
         ctx.recipe, ctx.multiply, ctx.counts_OC = recipe, multiply, counts_OC
-        ctx.save_for_backward(offsets_E, x_ND, *weights)
+        ctx.save_for_backward(offsets_E, x_ND, weight_EDF)
         cast = _Casts(recipe, counts_OC)
         quantized_x = cast.activation(mask_unowned(x_ND.float(), offsets_E), contracts=-1)
-        return tuple(
-            _owned(multiply.rows(quantized_x, cast.weight(weight.float(), contracts=-2), offsets_E), offsets_E, x_ND)
-            for weight in weights
-        )
+        quantized_weight = cast.weight(weight_EDF.float(), contracts=-2)
+        return _owned(multiply.rows(quantized_x, quantized_weight, offsets_E), offsets_E, x_ND)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # autograd gives the wrapper ctx by position
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
-        offsets_E, x_ND, *weights = ctx.saved_tensors
+        offsets_E, x_ND, weight_EDF = ctx.saved_tensors
         recipe, multiply = ctx.recipe, ctx.multiply
         cast = _Casts(recipe, ctx.counts_OC)
-        gradients = tuple(mask_unowned(gradient.float(), offsets_E) for gradient in gradients)
-        *_, x_needs_it = ctx.needs_input_grad[:5]
-        dx_ND = None
+        (gradient_NF,) = gradients
+        gradient_NF = mask_unowned(gradient_NF.float(), offsets_E)
+        *_, x_needs_it, weight_needs_it = ctx.needs_input_grad
+        dx_ND = dweight_EDF = None
         if x_needs_it:
-            parts = [
-                multiply.rows(
-                    cast.gradient(gradient, contracts=-1),
-                    cast.weight(weight.float().transpose(-2, -1), contracts=-2),
-                    offsets_E,
-                )
-                for gradient, weight in zip(gradients, weights, strict=True)
-            ]
-            dx_ND = _owned(torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0], offsets_E, x_ND)
-        dweights: list[Tensor | None] = [None] * len(weights)
-        if any(ctx.needs_input_grad[5:]):
+            quantized_gradient = cast.gradient(gradient_NF, contracts=-1)
+            quantized_weight = cast.weight(weight_EDF.float().transpose(-2, -1), contracts=-2)
+            dx_ND = _owned(multiply.rows(quantized_gradient, quantized_weight, offsets_E), offsets_E, x_ND)
+        if weight_needs_it:
             multiple = max(recipe.row_multiple, multiply.row_multiple)
             x_PD, ends_E = _summed_over(mask_unowned(x_ND.float(), offsets_E), offsets_E, recipe, multiple)
+            gradient_PF, _ = _summed_over(gradient_NF, offsets_E, recipe, multiple)
             quantized_x = cast.activation(x_PD, contracts=-2)
-            for index, gradient in enumerate(gradients):
-                gradient_PF, _ = _summed_over(gradient, offsets_E, recipe, multiple)
-                quantized = cast.gradient(gradient_PF, contracts=-2)
-                dweights[index] = multiply.columns(quantized_x, quantized, ends_E).to(weights[index].dtype)
-        return None, None, None, None, dx_ND, *dweights
+            quantized_gradient = cast.gradient(gradient_PF, contracts=-2)
+            dweight_EDF = multiply.columns(quantized_x, quantized_gradient, ends_E).to(weight_EDF.dtype)
+        return None, None, None, None, dx_ND, dweight_EDF
 
 
 class _Casts:

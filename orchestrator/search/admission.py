@@ -1,6 +1,5 @@
 """What of a spec's search is refused or warned about before it runs: sampler, constraints, enqueued points."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import InfeasiblePoint, SpecProblem

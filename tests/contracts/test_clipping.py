@@ -1,5 +1,6 @@
 """Every clipping method: it only scales gradients down, alike after a round trip of its state, and asks no device."""
 
+import math
 from typing import Any
 
 import pytest
@@ -49,8 +50,9 @@ def test_gradients_keep_their_direction_and_never_grow(kind: str, scale: float) 
     for seed in range(NUM_WARM):
         clip(clipper, model, seed=seed)
     for before, after in zip(*clip(clipper, model, seed=9, scale=scale), strict=True):
-        # A stack may have a factor per expert, everything else has one.
-        rows, clipped = (each.reshape(len(each) if each.dim() == 3 else 1, -1) for each in (before, after))
+        # A stack may have a factor per matrix, everything else has one.
+        num_factors = math.prod(before.shape[:-2])
+        rows, clipped = (each.reshape(num_factors, -1) for each in (before, after))
         factor = (rows * clipped).sum(dim=1, keepdim=True) / rows.square().sum(dim=1, keepdim=True)
         assert factor.max() <= 1 + 1e-5
         assert factor.min() > 0

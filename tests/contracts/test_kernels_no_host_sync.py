@@ -52,7 +52,7 @@ def forward_and_backward(
     x_TD = torch.randn(24, 16, device=device, dtype=dtype, requires_grad=True)
     num_outputs = 6 if drop is None else 8
     router_DE = torch.randn(16, num_outputs, device=device, dtype=dtype, requires_grad=True)
-    gate_EDF, up_EDF = (torch.randn(6, 16, 8, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+    gate_up_E2FD = torch.randn(6, 2, 8, 16, device=device, dtype=dtype, requires_grad=True)
     down_EFD = torch.randn(6, 8, 16, device=device, dtype=dtype, requires_grad=True)
     routing = route(
         x_TD @ router_DE,
@@ -63,12 +63,12 @@ def forward_and_backward(
     )
     if drop is not None:
         routing = admit(routing, num_null_experts=2, capacity=5, drop=drop)
-    y_ND = grouped_swiglu(permute(x_TD, routing), gate_EDF, up_EDF, down_EFD, routing.offsets_E)
+    y_ND = grouped_swiglu(permute(x_TD, routing), gate_up_E2FD, down_EFD, routing.offsets_E)
     out_TD = unpermute(y_ND, routing, routing.weights_TK)
     total = routing.stats.combine(routing.stats)
     assert total.stats_S.shape == routing.stats.stats_S.shape
     loss = out_TD.float().square().sum() + routing.prob_sum_E.square().sum() + routing.z_sum
-    (dx_TD, *_) = torch.autograd.grad(loss, (x_TD, router_DE, gate_EDF, up_EDF, down_EFD))
+    (dx_TD, *_) = torch.autograd.grad(loss, (x_TD, router_DE, gate_up_E2FD, down_EFD))
     return dx_TD
 
 
@@ -100,11 +100,11 @@ def test_capacity_runs_on_tensors_without_data(drop: Drop) -> None:
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "clamped_swiglu"])
 def test_no_operator_synchronises_in_biased_experts(activation: Activation) -> None:
     x_ND = torch.randn(24, 16, requires_grad=True)
-    gate_EDF, up_EDF, down_EFD = (torch.randn(6, *shape, requires_grad=True) for shape in ((16, 8), (16, 8), (8, 16)))
+    gate_up_E2FD, down_EFD = (torch.randn(6, *shape, requires_grad=True) for shape in ((2, 8, 16), (8, 16)))
     biases = ExpertBiases(*(torch.randn(6, width, requires_grad=True) for width in (8, 8, 16)))
     offsets_E = torch.tensor([4, 4, 9, 15, 16, 22], dtype=torch.int32)
     with RefuseSynchronisation() as mode:
-        y_ND = grouped_swiglu(x_ND, gate_EDF, up_EDF, down_EFD, offsets_E, activation=activation, biases=biases)
+        y_ND = grouped_swiglu(x_ND, gate_up_E2FD, down_EFD, offsets_E, activation=activation, biases=biases)
         y_ND[:22].square().sum().backward()
     assert "aten::_grouped_mm" in mode.seen
     assert all(bias.grad is not None and bool(bias.grad.isfinite().all()) for bias in biases)
@@ -115,12 +115,12 @@ def ragged_forward_and_backward(*, device: str, dtype: torch.dtype) -> torch.Ten
     """Runs a layer whose experts chose 4 of 24 tokens each; returns the gradient of its input."""
     x_TD = torch.randn(24, 16, device=device, dtype=dtype, requires_grad=True)
     router_DE = torch.randn(16, 6, device=device, dtype=dtype, requires_grad=True)
-    gate_EDF, up_EDF = (torch.randn(6, 16, 8, device=device, dtype=dtype) for _ in range(2))
+    gate_up_E2FD = torch.randn(6, 2, 8, 16, device=device, dtype=dtype)
     down_EFD = torch.randn(6, 8, 16, device=device, dtype=dtype)
     logits_TE = x_TD @ router_DE
     choice_EC = logits_TE.detach().t().topk(4, dim=-1).indices
     routing = route_pairs(logits_TE, choice_EC.flatten(), torch.arange(6, device=device).repeat_interleave(4))
-    y_ND = grouped_swiglu(permute(x_TD, routing), gate_EDF, up_EDF, down_EFD, routing.offsets_E)
+    y_ND = grouped_swiglu(permute(x_TD, routing), gate_up_E2FD, down_EFD, routing.offsets_E)
     out_TD = unpermute(y_ND, routing, routing.weights_N)
     loss = out_TD.float().square().sum() + routing.prob_sum_E.square().sum() + routing.z_sum
     (dx_TD, _) = torch.autograd.grad(loss, (x_TD, router_DE))

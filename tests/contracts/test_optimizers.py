@@ -89,7 +89,7 @@ def test_parameter_without_a_gradient_is_left_alone(kind: str) -> None:
 def test_weights_shrink_by_rate_times_decay_where_the_gradient_is_zero(kind: str) -> None:
     model = tiny_model(CONFIG)
     optimizer = build_optimizer(example_config(OptimizerConfig, kind, lr=0.1, weight_decay=0.5), model)
-    name = "blocks.1.feed_forward.experts.up_weight_EDF"
+    name = "blocks.1.feed_forward.experts.gate_up_weight_E2FD"
     before = model.get_parameter(name).detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

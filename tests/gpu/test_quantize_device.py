@@ -25,7 +25,7 @@ def test_device_and_emulation_agree(unowned: int) -> None:
         multiply = QuantizedMatmul(RECIPES["fp8_tensor"], device=device)
         assert multiply.is_emulated == (device.type == "cpu")
         x_ND, weight_EDF = (tensor.detach().to(device).requires_grad_() for tensor in given[:2])
-        (y_NF,) = multiply(x_ND, (weight_EDF,), given.offsets_E.to(device))
+        y_NF = multiply(x_ND, weight_EDF, given.offsets_E.to(device))
         y_NF.backward(given.gradient_NF.to(device))
         results.append((y_NF.detach().cpu(), x_ND.grad.cpu(), weight_EDF.grad.cpu()))
     for actual, expected in zip(*results, strict=True):
@@ -44,7 +44,7 @@ def test_emulation_gives_the_same_numbers_on_the_device(name: str) -> None:
         if not multiply.is_emulated:
             pytest.skip("the device multiplies in this format itself")
         x_ND, weight_EDF = (tensor.detach().to(device).requires_grad_() for tensor in given[:2])
-        (y_NF,) = multiply(x_ND, (weight_EDF,), given.offsets_E.to(device))
+        y_NF = multiply(x_ND, weight_EDF, given.offsets_E.to(device))
         y_NF.backward(given.gradient_NF.to(device))
         results.append((y_NF.detach().cpu(), x_ND.grad.cpu(), weight_EDF.grad.cpu(), multiply.take_counts().cpu()))
     for actual, expected in zip(*results, strict=True):

@@ -71,8 +71,7 @@ def _moe(moe: MoEConfig, dim: int) -> dict[ParameterRole, Shapes]:
     """Returns the parameters of a mixture-of-experts layer by role."""
     num_experts, hidden_dim = moe.num_experts, moe.hidden_dim
     expert: Shapes = {
-        "gate_weight_EDF": (num_experts, dim, hidden_dim),
-        "up_weight_EDF": (num_experts, dim, hidden_dim),
+        "gate_up_weight_E2FD": (num_experts, 2, hidden_dim, dim),
         "down_weight_EFD": (num_experts, hidden_dim, dim),
     }
     if moe.expert_bias:

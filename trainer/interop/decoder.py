@@ -11,7 +11,7 @@ from trainer.config.attention import GroupedQueryAttentionConfig
 from trainer.config.model import ModelConfig, MoEConfig
 from trainer.config.routers import LearnedRouterSection
 from trainer.interop.fields import GroupedQueryFields, HuggingFaceFields, SparseLayersFields
-from trainer.interop.layout import PerExpert, RotaryHalves, Rule, Same
+from trainer.interop.layout import GateUpPerExpert, PerExpert, RotaryHalves, Rule, Same
 from trainer.interop.pattern import expert_pattern
 
 
@@ -120,12 +120,15 @@ def expert_rules(layer: int, *, num_experts: int, names: ExpertNames = QWEN_NAME
     """Yields the router and the routed experts of a layer."""
     ours, theirs = f"blocks.{layer}.feed_forward", f"model.layers.{layer}.{names.layer}"
     yield Rule(f"{ours}.router.weight", (f"{theirs}.gate.weight",))
-    for name, matrix in (("gate_weight_EDF", names.gate), ("up_weight_EDF", names.up), ("down_weight_EFD", names.down)):
-        yield Rule(
-            f"{ours}.experts.{name}",
-            tuple(f"{theirs}.experts.{expert}.{matrix}.weight" for expert in range(num_experts)),
-            PerExpert(),
-        )
+    experts = [f"{theirs}.experts.{expert}" for expert in range(num_experts)]
+    yield Rule(
+        f"{ours}.experts.gate_up_weight_E2FD",
+        tuple(f"{expert}.{matrix}.weight" for expert in experts for matrix in (names.gate, names.up)),
+        GateUpPerExpert(),
+    )
+    yield Rule(
+        f"{ours}.experts.down_weight_EFD", tuple(f"{expert}.{names.down}.weight" for expert in experts), PerExpert()
+    )
 
 
 def grouped_query(config: ModelConfig) -> GroupedQueryAttentionConfig:

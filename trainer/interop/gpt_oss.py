@@ -20,7 +20,7 @@ from trainer.interop.decoder import (
     outer_rules,
 )
 from trainer.interop.fields import NUM_EXPERTS, BiasedAttentionFields
-from trainer.interop.layout import Rule
+from trainer.interop.layout import GateAndUp, Rule
 from trainer.interop.pattern import global_every
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -123,9 +123,10 @@ class GptOss(Architecture[GptOssFields]):
             for name in ("weight", "bias"):
                 yield Rule(f"{ours}.router.{name}", (f"{theirs}.router.{name}",))
             # Input dimension first there too.
-            for name, their_name in zip(("weight_EDF", "bias_EF"), GATE_UP, strict=True):
-                yield Rule(f"{ours}.experts.gate_{name}", (f"{theirs}.experts.{their_name}{GATE}",))
-                yield Rule(f"{ours}.experts.up_{name}", (f"{theirs}.experts.{their_name}{UP}",))
+            weight, bias = (f"{theirs}.experts.{name}" for name in GATE_UP)
+            yield Rule(f"{ours}.experts.gate_up_weight_E2FD", (weight + GATE, weight + UP), GateAndUp())
+            yield Rule(f"{ours}.experts.gate_bias_EF", (bias + GATE,))
+            yield Rule(f"{ours}.experts.up_bias_EF", (bias + UP,))
             yield Rule(f"{ours}.experts.down_weight_EFD", (f"{theirs}.experts.down_proj",))
             yield Rule(f"{ours}.experts.down_bias_ED", (f"{theirs}.experts.down_proj_bias",))
 

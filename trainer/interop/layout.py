@@ -100,8 +100,28 @@ class Both(Layout):
         return self.first.to_ours((self.second.to_ours(theirs),))
 
 
+class GateUpPerExpert(Layout):
+    """Stacked in ours, (E, 2, F, D); two (F, D) matrices per expert in theirs: gate and up by turns."""
+
+    def to_theirs(self, ours: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ours.flatten(0, 1).unbind(0))
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tuple(theirs)).unflatten(0, (-1, 2))
+
+
+class GateAndUp(Layout):
+    """Beside each other in ours, (E, 2, F, D); two stacks with the input dimension first in theirs, (E, D, F) each."""
+
+    def to_theirs(self, ours: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ours.transpose(2, 3).unbind(1))
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tuple(theirs), dim=1).transpose(2, 3)
+
+
 class PerExpert(Layout):
-    """Stacked and input dimension first in ours, (E, D, F); one (F, D) matrix per expert in theirs."""
+    """Stacked and input dimension first in ours, (E, F, D); one (D, F) matrix per expert in theirs."""
 
     def to_theirs(self, ours: Tensor) -> tuple[Tensor, ...]:
         return tuple(ours.transpose(1, 2).unbind(0))

@@ -103,7 +103,8 @@ def _initial_std(config: ModelConfig, role: ParameterRole, shape: torch.Size) ->
     init = config.init
     std = config.init_std
     if init.fan_in_scale is not None and role != "embedding":
-        num_inputs = shape[-2] if role == "expert" else shape[-1]  # experts have the input dimension first
+        # The experts' stacked down projections alone, a matrix per expert, have the input dimension first.
+        num_inputs = shape[-2] if role == "expert" and len(shape) == 3 else shape[-1]
         std = math.sqrt(init.fan_in_scale / num_inputs)
     return std * {"expert": init.expert_factor, "router": init.router_factor}.get(role, 1.0)
 

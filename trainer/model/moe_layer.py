@@ -17,7 +17,7 @@ from trainer.routers import ROUTERS
 
 
 class Experts(nn.Module):
-    """E gated networks in three stacked parameters, input dimension first as `kernels.grouped_swiglu` wants them.
+    """E gated networks in two stacked parameters, as `kernels.grouped_swiglu` wants them.
 
     With `bias` three more, one row per expert. `matmul` multiplies in their place where a precision has set it
     (`trainer.precision.quantized_experts`).
@@ -35,8 +35,7 @@ class Experts(nn.Module):
         super().__init__()
         self.activation: Activation = activation
         self.matmul: GroupedMatmul | None = None
-        self.gate_weight_EDF = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.up_weight_EDF = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        self.gate_up_weight_E2FD = nn.Parameter(torch.empty(num_experts, 2, hidden_dim, dim))
         self.down_weight_EFD = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
         widths = {"gate_bias_EF": hidden_dim, "up_bias_EF": hidden_dim, "down_bias_ED": dim}
         for name, width in widths.items():
@@ -53,8 +52,7 @@ class Experts(nn.Module):
         """Returns the experts' outputs for rows in expert order."""
         return grouped_swiglu(
             x_ND,
-            self.gate_weight_EDF,
-            self.up_weight_EDF,
+            self.gate_up_weight_E2FD,
             self.down_weight_EFD,
             offsets_E,
             activation=self.activation,

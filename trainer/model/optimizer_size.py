@@ -68,7 +68,7 @@ def _preconditioned(rule: Any, parameter: ParameterShape) -> int:
 
 def _is_matrix(parameter: ParameterShape) -> bool:
     """Whether a rule for matrices takes the parameter: a matrix, or a stack of experts' (see `split_matrices`)."""
-    return len(parameter.shape) == (3 if parameter.role == "expert" else 2)
+    return len(parameter.shape) in ((3, 4) if parameter.role == "expert" else (2,))
 
 
 # One entry per kind of rule; tests/contracts checks that none is missing.

@@ -119,9 +119,9 @@ def memory_estimate(config: TrainConfig) -> MemoryEstimate:
       two norms 2 * 4D, and their outputs 2 * 4D (in bf16 autocast the casts of them instead: 2D for each of query,
       key, value, gate and up, and 4D where a router reads the output itself);
       attention as in `trainer.model.attention_size`, grouped queries a*(2H + 2G)*h + 4H;
-      dense MLP 4*a*F; mixture of experts a*K*(2D + 4F) + 4*a*S*F + 12*E + 36*K; where MLPs have another activation
-      than SwiGLU or GeGLU, its number of kept features instead of the 4; a gate of the shared experts a*D + 8 (in bf16
-      2D more for its own cast of the input).
+      dense MLP 4*a*F; mixture of experts a*K*(2D + 3F) + 4*a*S*F + 12*E + 36*K; where MLPs or experts have another
+      activation than SwiGLU, its number of kept features instead of the 4 or 3; a gate of the shared experts a*D + 8
+      (in bf16 2D more for its own cast of the input).
       Once per model 4 * 4D for the final norm, its output and the gradient of both.
       2 to 4 % above the bytes autograd was measured to keep, in both precisions (D=128, 4 layers, 256 and 2048 tokens).
     - logits: two chunks of the output projection (see `head_chunk_tokens`) and the gradient of its weight, 4*V*D.
@@ -225,10 +225,10 @@ def _layer_activation_bytes(config: ModelConfig, kind: str, operand: int) -> int
         outputs = 8 * config.dim if operand == 4 else 2 * 5 * config.dim
         return norms + outputs + _KEPT_FEATURES[config.activation] * operand * config.hidden_dim
     moe = _moe(config)
-    kept = _KEPT_FEATURES[moe.activation] * operand * moe.hidden_dim
+    kept = operand * moe.hidden_dim
     outputs = 8 * config.dim if operand == 4 else (4 + 2 * (5 if moe.num_shared_experts else 3)) * config.dim
-    pair = operand * 2 * config.dim + kept + 36
-    shared = moe.num_shared_experts * kept
+    pair = operand * 2 * config.dim + _KEPT_BY_EXPERTS[moe.activation] * kept + 36
+    shared = moe.num_shared_experts * _KEPT_FEATURES[moe.activation] * kept
     if moe.shared_gate:
         shared += operand * config.dim + 8 + (2 * config.dim if operand == 2 else 0)
     routed = round(moe.router.experts_per_token(moe.top_k) * pair)
@@ -250,4 +250,5 @@ _ROUTER_PARAMETERS: dict[str, Callable[[int, MoEConfig], int]] = {
     "top_k": lambda dim, moe: dim * moe.num_router_outputs,
 }
 _KEPT_FEATURES = {"swiglu": 4, "geglu": 4, "clamped_swiglu": 7}  # gate, up, what is made of them, and their product
+_KEPT_BY_EXPERTS = _KEPT_FEATURES | {"swiglu": 3}  # silu(gate) is computed again
 _OPERAND_BYTES = {"fp32": 4, "bf16_autocast": 2}  # of what matmuls keep; the experts' keep it before their own casts

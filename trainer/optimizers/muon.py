@@ -61,11 +61,12 @@ def split_matrices(
 ) -> list[dict[str, Any]]:
     """Returns the parameter groups of a role's matrices, with the options `muon`, and of all else, with `others`.
 
-    A stack of matrices is one of experts: another tensor of three dimensions, such as a convolution's, is no matrix.
+    Stacks of matrices are the experts', whose gate and up projections are two for each: another tensor of three
+    dimensions, such as a convolution's, is no matrix.
     """
-    num_dims = 3 if group.role == "expert" else 2
-    matrices = [parameter for parameter in group.parameters if parameter.dim() == num_dims]
-    rest = [parameter for parameter in group.parameters if parameter.dim() != num_dims]
+    num_dims = (3, 4) if group.role == "expert" else (2,)
+    matrices = [parameter for parameter in group.parameters if parameter.dim() in num_dims]
+    rest = [parameter for parameter in group.parameters if parameter.dim() not in num_dims]
     parts = ((matrices, muon), (rest, others))
     return [shared | options | {"params": parameters} for parameters, options in parts if parameters]
 

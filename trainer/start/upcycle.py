@@ -21,8 +21,12 @@ from trainer.start.base import Start
 from trainer.start.source import check_model, check_tokenizer, model_fields, read_source
 from trainer.start.tensors import put_tensors
 
-_MATRICES = {"gate": "gate_weight_EDF", "up": "up_weight_EDF", "down": "down_weight_EFD"}
-"""A dense MLP's projections, and the experts' stacked ones."""
+_MATRICES = ("gate", "up", "down")
+"""A dense MLP's projections."""
+_GATE_UP, _DOWN = "experts.gate_up_weight_E2FD", "experts.down_weight_EFD"
+"""The experts' stacked ones."""
+_PROJECTION = {_GATE_UP: (0, 2, 3), _DOWN: (0, 1, 2)}
+"""The dimensions over which a stacked weight is one projection of all experts."""
 
 
 class Upcycle(Start):
@@ -75,17 +79,17 @@ class Upcycle(Start):
         shared_features = moe.num_shared_experts * moe.hidden_dim
         first_of_set_E = torch.arange(moe.num_experts) // num_routed * num_routed
         shard_E = torch.arange(moe.num_experts) % num_routed
-        for matrix, stacked in _MATRICES.items():
+        experts: dict[str, Tensor] = {}
+        for matrix in _MATRICES:
             features_first = mlp[matrix] if matrix != "down" else mlp[matrix].t()  # (F', D)
             shared, routed = features_first[:shared_features], features_first[shared_features:]
             if shared_features:
                 # A gate of sigmoid(0) halves what the shared experts say.
                 scaled = shared * 2.0 if matrix == "down" and moe.shared_gate else shared
                 made[f"shared.{matrix}.weight"] = scaled if matrix != "down" else scaled.t()
-            experts_EFD = routed.unflatten(0, (num_routed, moe.hidden_dim))[shard_E]
-            if matrix == "down":
-                experts_EFD = experts_EFD * (num_routed / _weight_sum(moe))
-            made[f"experts.{stacked}"] = experts_EFD if matrix == "down" else experts_EFD.transpose(1, 2)
+            experts[matrix] = routed.unflatten(0, (num_routed, moe.hidden_dim))[shard_E]  # (E, F, D)
+        made[_GATE_UP] = torch.stack((experts["gate"], experts["up"]), dim=1)
+        made[_DOWN] = experts["down"] * (num_routed / _weight_sum(moe))
         if moe.shared_gate:
             made["shared_gate.weight"] = torch.zeros_like(built["shared_gate.weight"])
         if num_routed > 1:
@@ -97,22 +101,22 @@ class Upcycle(Start):
     def _diversify(self, made: dict[str, Tensor], *, seed: str) -> None:
         """Make the experts differ as the method says, in place of their entries."""
         method = self.config.method
-        stacked = [f"experts.{name}" for name in _MATRICES.values()]
         if isinstance(method, NoiseMethodConfig):
-            for name in stacked:
-                generator = _generator(f"{seed}/{name}")
-                chosen = torch.rand(made[name].shape, generator=generator) < method.share
-                noise = torch.randn(made[name].shape, generator=generator) * (method.std * made[name].std())
-                made[name] = made[name] + noise * chosen
+            for name, dims in _PROJECTION.items():
+                weight, generator = made[name], _generator(f"{seed}/{name}")
+                chosen = torch.rand(weight.shape, generator=generator) < method.share
+                std = method.std * weight.std(dims, keepdim=True)
+                made[name] = weight + std * torch.randn(weight.shape, generator=generator) * chosen
         elif isinstance(method, DropMethodConfig):
-            num_experts, num_features, _ = made[f"experts.{_MATRICES['down']}"].shape
+            num_experts, num_features, _ = made[_DOWN].shape
             order_EF = torch.rand(num_experts, num_features, generator=_generator(f"{seed}/features")).argsort(dim=1)
             anew_EF = order_EF < round(method.share * num_features)
-            for name in stacked:
-                matrix, generator = made[name], _generator(f"{seed}/{name}")
-                drawn = matrix.mean() + matrix.std() * torch.randn(matrix.shape, generator=generator)
-                anew = anew_EF[:, :, None] if name.endswith("EFD") else anew_EF[:, None, :]
-                made[name] = torch.where(anew, drawn, matrix)
+            for name, dims in _PROJECTION.items():
+                weight, generator = made[name], _generator(f"{seed}/{name}")
+                mean, std = weight.mean(dims, keepdim=True), weight.std(dims, keepdim=True)
+                drawn = mean + std * torch.randn(weight.shape, generator=generator)
+                anew = anew_EF[:, None, :, None] if name == _GATE_UP else anew_EF[:, :, None]
+                made[name] = torch.where(anew, drawn, weight)
 
 
 def routed_shards(config: UpcycleStartConfig, dense: ModelConfig, moe: MoEConfig) -> int:

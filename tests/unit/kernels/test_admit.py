@@ -161,8 +161,7 @@ class Layer(NamedTuple):
 
     x_TD: Tensor
     logits_TE: Tensor
-    gate_EDF: Tensor
-    up_EDF: Tensor
+    gate_up_E2FD: Tensor
     down_EFD: Tensor
 
 
@@ -170,8 +169,7 @@ def layer_leaves(num_tokens: int, num_experts: int, num_null_experts: int, *, dt
     shapes = (
         (num_tokens, DIM),
         (num_tokens, num_experts + num_null_experts),
-        (num_experts, DIM, HIDDEN_DIM),
-        (num_experts, DIM, HIDDEN_DIM),
+        (num_experts, 2, HIDDEN_DIM, DIM),
         (num_experts, HIDDEN_DIM, DIM),
     )
     draw = torch.Generator().manual_seed(3)
@@ -206,7 +204,7 @@ def layer_output(leaves: Layer, case: Case, *, backend: Backend) -> tuple[Tensor
         backend=backend,
     )
     x_ND = permute(leaves.x_TD, routing, backend=backend)
-    y_ND = grouped_swiglu(x_ND, leaves.gate_EDF, leaves.up_EDF, leaves.down_EFD, routing.offsets_E, backend=backend)
+    y_ND = grouped_swiglu(x_ND, leaves.gate_up_E2FD, leaves.down_EFD, routing.offsets_E, backend=backend)
     out_TD = unpermute(y_ND, routing, routing.weights_N, backend=backend)
     if routing.null_weights_T is not None:
         out_TD = out_TD + routing.null_weights_T[:, None] * leaves.x_TD
@@ -215,7 +213,7 @@ def layer_output(leaves: Layer, case: Case, *, backend: Backend) -> tuple[Tensor
 
 def dense_output(leaves: Layer, case: Case, served_TK: Tensor, expert_ids_TK: Tensor) -> Tensor:
     """Every pair in a loop, with the weights written out: score over the sum of the chosen scores."""
-    num_experts = leaves.gate_EDF.shape[0]
+    num_experts = leaves.gate_up_E2FD.shape[0]
     scores_TE = leaves.logits_TE.sigmoid()
     rows = []
     for token, (experts, is_served) in enumerate(zip(expert_ids_TK.tolist(), served_TK.tolist(), strict=True)):
@@ -227,7 +225,8 @@ def dense_output(leaves: Layer, case: Case, served_TK: Tensor, expert_ids_TK: Te
             if expert >= num_experts:
                 out_D = out_D + weight * x_D
             elif computes:
-                hidden_F = torch.nn.functional.silu(x_D @ leaves.gate_EDF[expert]) * (x_D @ leaves.up_EDF[expert])
+                gate_F, up_F = leaves.gate_up_E2FD[expert] @ x_D
+                hidden_F = torch.nn.functional.silu(gate_F) * up_F
                 out_D = out_D + weight * (hidden_F @ leaves.down_EFD[expert])
         rows.append(out_D)
     return torch.stack(rows)

@@ -11,9 +11,9 @@ COUNTS = [(3, 5, 1, 7), (0, 16, 0, 0), (4, 0, 12, 0)]
 
 
 def operands(dtype: torch.dtype = torch.float32, *, num_rows: int = 16, dim: int = 16, hidden_dim: int = 8) -> list:
-    """Returns x_ND, the three weights and the three biases of 4 experts."""
+    """Returns x_ND, the two weights and the three biases of 4 experts."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(num_rows, dim), *[(4, dim, hidden_dim)] * 2, (4, hidden_dim, dim), *[(4, hidden_dim)] * 2, (4, dim)]
+    shapes = [(num_rows, dim), (4, 2, hidden_dim, dim), (4, hidden_dim, dim), *[(4, hidden_dim)] * 2, (4, dim)]
     return [(torch.randn(shape, generator=generator) * 0.5).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -29,11 +29,10 @@ def test_torch_path_equals_the_loop_with_gradients(dtype: torch.dtype, counts: t
     dy_ND = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
     results = {}
     for backend in ("reference", "torch"):
-        x_ND, gate, up, down, *biases = inputs
+        x_ND, gate_up, down, *biases = inputs
         y_ND = grouped_swiglu(
             x_ND,
-            gate,
-            up,
+            gate_up,
             down,
             offsets(*counts),
             activation=activation,
@@ -50,41 +49,41 @@ def test_torch_path_equals_the_loop_with_gradients(dtype: torch.dtype, counts: t
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_rows_that_no_expert_owns_reach_no_gradient_of_a_weight_or_bias(backend: str) -> None:
     inputs = operands()
-    x_ND, gate, up, down, *biases = inputs
+    x_ND, gate_up, down, *biases = inputs
     options = {"activation": "clamped_swiglu", "biases": ExpertBiases(*biases), "backend": backend}
     with torch.no_grad():
         x_ND[11:] = float("nan")
     owned = torch.autograd.grad(
-        grouped_swiglu(x_ND[:11], gate, up, down, offsets(3, 5, 0, 3), **options).square().sum(), inputs[1:]
+        grouped_swiglu(x_ND[:11], gate_up, down, offsets(3, 5, 0, 3), **options).square().sum(), inputs[1:]
     )
-    y_ND = grouped_swiglu(x_ND, gate, up, down, offsets(3, 5, 0, 3), **options)
+    y_ND = grouped_swiglu(x_ND, gate_up, down, offsets(3, 5, 0, 3), **options)
     beyond = torch.autograd.grad(y_ND[:11].square().sum(), inputs[1:])
     for actual, expected in zip(beyond, owned, strict=True):
         torch.testing.assert_close(actual, expected)
 
 
 def test_zero_biases_change_nothing() -> None:
-    x_ND, gate, up, down, *_ = operands()
+    x_ND, gate_up, down, *_ = operands()
     zeros = ExpertBiases(torch.zeros(4, 8), torch.zeros(4, 8), torch.zeros(4, 16))
-    without = grouped_swiglu(x_ND, gate, up, down, offsets(3, 5, 1, 7))
-    assert torch.equal(grouped_swiglu(x_ND, gate, up, down, offsets(3, 5, 1, 7), biases=zeros), without)
+    without = grouped_swiglu(x_ND, gate_up, down, offsets(3, 5, 1, 7))
+    assert torch.equal(grouped_swiglu(x_ND, gate_up, down, offsets(3, 5, 1, 7), biases=zeros), without)
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "clamped_swiglu"])
 def test_float64_passes_finite_differences(activation: str) -> None:
     inputs = [tensor.detach().double().requires_grad_() for tensor in operands(num_rows=5, dim=3, hidden_dim=2)]
 
-    def experts(x, gate, up, down, *biases):
+    def experts(x, gate_up, down, *biases):
         return grouped_swiglu(
-            x, gate, up, down, offsets(2, 0, 2, 1), activation=activation, biases=ExpertBiases(*biases)
+            x, gate_up, down, offsets(2, 0, 2, 1), activation=activation, biases=ExpertBiases(*biases)
         )
 
     assert torch.autograd.gradcheck(experts, inputs)
 
 
 def test_expanded_gradients_are_accepted() -> None:
-    x_ND, gate, up, down, *biases = operands()
-    grouped_swiglu(x_ND, gate, up, down, offsets(4, 4, 4, 4), biases=ExpertBiases(*biases)).sum().backward()
+    x_ND, gate_up, down, *biases = operands()
+    grouped_swiglu(x_ND, gate_up, down, offsets(4, 4, 4, 4), biases=ExpertBiases(*biases)).sum().backward()
     torch.testing.assert_close(biases[2].grad, torch.full((4, 16), 4.0))
 
 
@@ -109,19 +108,19 @@ def test_unknown_activation_names_those_there_are() -> None:
 
 
 def test_biases_that_do_not_fit_are_refused() -> None:
-    x_ND, gate, up, down, *biases = operands()
+    x_ND, gate_up, down, *biases = operands()
     short = ExpertBiases(biases[0][:3], biases[1], biases[2])
     with pytest.raises(ValueError, match=r"biases.gate_EF has shape \(3, 8\); expected \(4, 8\)"):
-        grouped_swiglu(x_ND, gate, up, down, offsets(4, 4, 4, 4), biases=short)
+        grouped_swiglu(x_ND, gate_up, down, offsets(4, 4, 4, 4), biases=short)
     halves = ExpertBiases(*(bias.half() for bias in biases))
     with pytest.raises(ValueError, match=r"biases.gate_EF has dtype torch.float16; expected torch.float32"):
-        grouped_swiglu(x_ND, gate, up, down, offsets(4, 4, 4, 4), biases=halves)
+        grouped_swiglu(x_ND, gate_up, down, offsets(4, 4, 4, 4), biases=halves)
 
 
 def test_under_autocast_biases_are_cast_like_weights() -> None:
-    x_ND, gate, up, down, *biases = operands()
+    x_ND, gate_up, down, *biases = operands()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y_ND = grouped_swiglu(x_ND, gate, up, down, offsets(4, 4, 4, 4), biases=ExpertBiases(*biases))
-    halves = [tensor.bfloat16() for tensor in (x_ND, gate, up, down, *biases)]
-    expected_ND = grouped_swiglu(*halves[:4], offsets(4, 4, 4, 4), biases=ExpertBiases(*halves[4:]))
+        y_ND = grouped_swiglu(x_ND, gate_up, down, offsets(4, 4, 4, 4), biases=ExpertBiases(*biases))
+    halves = [tensor.bfloat16() for tensor in (x_ND, gate_up, down, *biases)]
+    expected_ND = grouped_swiglu(*halves[:3], offsets(4, 4, 4, 4), biases=ExpertBiases(*halves[3:]))
     assert torch.equal(y_ND, expected_ND)

@@ -11,11 +11,10 @@ from kernels import Backend, grouped_swiglu
 
 
 class Operands(NamedTuple):
-    """x_ND and the three weights."""
+    """x_ND and the weights."""
 
     x_ND: torch.Tensor
-    gate_EDF: torch.Tensor
-    up_EDF: torch.Tensor
+    gate_up_E2FD: torch.Tensor
     down_EFD: torch.Tensor
 
 
@@ -23,7 +22,7 @@ def operands(
     num_rows: int, num_experts: int, dim: int = 16, hidden_dim: int = 8, dtype: torch.dtype = torch.float32
 ) -> Operands:
     generator = torch.Generator().manual_seed(0)
-    shapes = ((num_rows, dim), *((num_experts, dim, hidden_dim),) * 2, (num_experts, hidden_dim, dim))
+    shapes = ((num_rows, dim), (num_experts, 2, hidden_dim, dim), (num_experts, hidden_dim, dim))
     return Operands(*((torch.randn(shape, generator=generator) * 0.5).to(dtype).requires_grad_() for shape in shapes))
 
 
@@ -54,7 +53,9 @@ def test_torch_path_equals_the_loop_with_gradients(dtype: torch.dtype, counts: t
             results[backend] = (y_ND, *torch.autograd.grad(y_ND, inputs, dy_ND))
     for actual, expected in zip(results["torch"], results["reference"], strict=True):
         assert bool(actual.isfinite().all())
-        torch.testing.assert_close(actual, expected)
+        # Half precision: the loop rounds the gradients by gate and by up before it adds them, one matmul does not.
+        tolerance = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
+        torch.testing.assert_close(actual, expected, **tolerance)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
@@ -129,8 +130,8 @@ def test_autocast_casts_the_operands() -> None:
     halves = [tensor.detach().bfloat16() for tensor in inputs]
     assert torch.equal(y_ND, grouped_swiglu(*halves, offsets(3, 5, 1, 7)))
     y_ND.float().sum().backward()
-    assert inputs.gate_EDF.grad is not None
-    assert inputs.gate_EDF.grad.dtype == torch.float32
+    assert inputs.gate_up_E2FD.grad is not None
+    assert inputs.gate_up_E2FD.grad.dtype == torch.float32
 
 
 def test_rows_that_are_part_of_a_wider_matrix_are_accepted() -> None:
@@ -145,10 +146,19 @@ def test_rows_that_are_part_of_a_wider_matrix_are_accepted() -> None:
     ("change", "message"),
     [
         ({"x_ND": torch.zeros(16)}, r"x_ND has shape \(16,\); expected \(rows, dim\)"),
-        ({"x_ND": torch.zeros(16, 8)}, r"gate_weight_EDF has shape \(4, 16, 8\); expected \(experts, dim=8, hidden\)"),
-        ({"up_EDF": torch.zeros(4, 16, 4)}, r"up_weight_EDF has shape \(4, 16, 4\); expected \(4, 16, 8\)"),
+        (
+            {"x_ND": torch.zeros(16, 8)},
+            r"gate_up_weight_E2FD has shape \(4, 2, 8, 16\); expected \(experts, 2, hidden, dim=8\)",
+        ),
+        (
+            {"gate_up_E2FD": torch.zeros(4, 8, 16)},
+            r"gate_up_weight_E2FD has shape \(4, 8, 16\); expected \(experts, 2, hidden, dim=16\)",
+        ),
         ({"down_EFD": torch.zeros(4, 16, 8)}, r"down_weight_EFD has shape \(4, 16, 8\); expected \(4, 8, 16\)"),
-        ({"up_EDF": torch.zeros(4, 16, 8).half()}, r"up_weight_EDF has dtype torch.float16; expected torch.float32"),
+        (
+            {"gate_up_E2FD": torch.zeros(4, 2, 8, 16).half()},
+            r"gate_up_weight_E2FD has dtype torch.float16; expected torch.float32",
+        ),
         ({"down_EFD": torch.zeros(4, 8, 16, device="meta")}, r"down_weight_EFD is on meta; expected cpu"),
     ],
 )

@@ -23,7 +23,7 @@ def deterministic(recipe: Recipe) -> Recipe:
 
 
 def forward_and_backward(given: Operands, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    (y_NF,) = QuantizedMatmul(recipe, device=CPU)(given.x_ND, (given.weight_EDF,), given.offsets_E)
+    y_NF = QuantizedMatmul(recipe, device=CPU)(given.x_ND, given.weight_EDF, given.offsets_E)
     return (y_NF.detach(), *torch.autograd.grad(y_NF, (given.x_ND, given.weight_EDF), given.gradient_NF))
 
 
@@ -93,17 +93,6 @@ def test_numbers_of_the_grid_lose_nothing() -> None:
         assert torch.equal(actual, expected)
 
 
-def test_input_of_several_weights_has_the_sum_of_their_gradients() -> None:
-    given = operands((16, 48))
-    second_EDF = (given.weight_EDF.detach() * 2).requires_grad_()
-    multiply = QuantizedMatmul(RECIPES["mxfp8"], device=CPU)
-    first_NF, second_NF = multiply(given.x_ND, (given.weight_EDF, second_EDF), given.offsets_E)
-    torch.testing.assert_close(second_NF, 2 * first_NF)  # power-of-two scales follow exactly
-    both = torch.autograd.grad((first_NF, second_NF), given.x_ND, (given.gradient_NF, given.gradient_NF))
-    _, once, _ = forward_and_backward(given, RECIPES["mxfp8"])
-    torch.testing.assert_close(both[0], 3 * once)
-
-
 def test_only_gradients_draw_random_numbers_and_from_the_global_generator() -> None:
     given = operands(COUNTS)
     results = []
@@ -115,7 +104,7 @@ def test_only_gradients_draw_random_numbers_and_from_the_global_generator() -> N
     assert [torch.equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, False]
     before = torch.get_rng_state()
     with torch.no_grad():
-        QuantizedMatmul(RECIPES["nvfp4"], device=CPU)(given.x_ND, (given.weight_EDF,), given.offsets_E)
+        QuantizedMatmul(RECIPES["nvfp4"], device=CPU)(given.x_ND, given.weight_EDF, given.offsets_E)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -159,10 +148,10 @@ def test_losses_of_casts_are_counted_in_training_and_taken_once(recipe: Recipe) 
     given = operands((128, 128))
     multiply = QuantizedMatmul(recipe, device=CPU)
     with torch.no_grad():
-        multiply(given.x_ND, (given.weight_EDF,), given.offsets_E)
+        multiply(given.x_ND, given.weight_EDF, given.offsets_E)
     assert not multiply.take_counts().any()
     for _ in range(2):
-        (y_NF,) = multiply(given.x_ND, (given.weight_EDF,), given.offsets_E)
+        y_NF = multiply(given.x_ND, given.weight_EDF, given.offsets_E)
         y_NF.backward(given.gradient_NF)
     counts_OC = multiply.take_counts()
     # Each operand is cast twice: for the two products it takes part in.
@@ -177,34 +166,35 @@ def test_counts_are_of_what_is_lost() -> None:
     x_ND = torch.tensor([[448.0, 1e-6, 0.0, 3.0] * 4])
     weight_EDF = torch.ones(1, 16, 16)
     multiply = QuantizedMatmul(fp8_tensor(gradient_format="e4m3"), device=CPU)
-    multiply(x_ND.requires_grad_(), (weight_EDF,), torch.tensor([1], dtype=torch.int32))
+    multiply(x_ND.requires_grad_(), weight_EDF, torch.tensor([1], dtype=torch.int32))
     assert multiply.take_counts().tolist() == [[12, 4, 0], [256, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_swiglu_takes_the_matmuls_and_keeps_the_master_weights(autocast: bool) -> None:
     given = operands((24, 8), dim=32, outputs=64)
-    down_EFD = given.weight_EDF.detach().mT.contiguous().requires_grad_()
+    gate_up_E2FD = given.weight_EDF.detach().mT.unflatten(1, (2, 32)).contiguous().requires_grad_()
+    down_EFD = torch.randn(2, 32, 32).requires_grad_()
     multiply = QuantizedMatmul(RECIPES["nvfp4"], device=CPU)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        y_ND = grouped_swiglu(
-            given.x_ND, given.weight_EDF, given.weight_EDF, down_EFD, given.offsets_E, matmul=multiply
-        )
+        y_ND = grouped_swiglu(given.x_ND, gate_up_E2FD, down_EFD, given.offsets_E, matmul=multiply)
     assert y_ND.dtype == (torch.bfloat16 if autocast else torch.float32)
     x_ND = given.x_ND.to(y_ND.dtype)
-    gate_NF, up_NF = multiply(x_ND, (given.weight_EDF, given.weight_EDF), given.offsets_E)
-    (expected_ND,) = multiply(torch.nn.functional.silu(gate_NF) * up_NF, (down_EFD,), given.offsets_E)
+    gate_NF, up_NF = multiply(x_ND, given.weight_EDF, given.offsets_E).chunk(2, dim=1)
+    expected_ND = multiply(torch.nn.functional.silu(gate_NF) * up_NF, down_EFD, given.offsets_E)
     assert torch.equal(y_ND, expected_ND)
     y_ND.sum().backward()
-    assert {given.weight_EDF.grad.dtype, down_EFD.grad.dtype} == {torch.float32}
+    assert gate_up_E2FD.grad is not None
+    assert down_EFD.grad is not None
+    assert {gate_up_E2FD.grad.dtype, down_EFD.grad.dtype} == {torch.float32}
 
 
 def test_weights_of_several_dtypes_are_refused() -> None:
     given = operands((24, 8), dim=32, outputs=32)
     multiply = QuantizedMatmul(RECIPES["nvfp4"], device=CPU)
-    half_EDF = given.weight_EDF.detach().bfloat16()
-    with pytest.raises(ValueError, match=r"up_weight_EDF has dtype torch\.bfloat16; expected torch\.float32"):
-        grouped_swiglu(given.x_ND, given.weight_EDF, half_EDF, given.weight_EDF, given.offsets_E, matmul=multiply)
+    gate_up_E2FD, half_EFD = torch.zeros(2, 2, 32, 32), given.weight_EDF.detach().bfloat16()
+    with pytest.raises(ValueError, match=r"down_weight_EFD has dtype torch\.bfloat16; expected torch\.float32"):
+        grouped_swiglu(given.x_ND, gate_up_E2FD, half_EFD, given.offsets_E, matmul=multiply)
 
 
 @every_recipe

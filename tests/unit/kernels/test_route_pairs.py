@@ -96,8 +96,7 @@ class Layer(NamedTuple):
 
     x_TD: Tensor
     logits_TE: Tensor
-    gate_EDF: Tensor
-    up_EDF: Tensor
+    gate_up_E2FD: Tensor
     down_EFD: Tensor
 
 
@@ -105,8 +104,7 @@ def layer_leaves(num_tokens: int, num_experts: int, *, dtype: torch.dtype, dim: 
     shapes = (
         (num_tokens, dim),
         (num_tokens, num_experts),
-        (num_experts, dim, hidden_dim),
-        (num_experts, dim, hidden_dim),
+        (num_experts, 2, hidden_dim, dim),
         (num_experts, hidden_dim, dim),
     )
     return Layer(*(random_rows(*shape, seed=seed).to(dtype).requires_grad_() for seed, shape in enumerate(shapes)))
@@ -115,15 +113,14 @@ def layer_leaves(num_tokens: int, num_experts: int, *, dtype: torch.dtype, dim: 
 def layer_output(leaves: Layer, chosen_TE: Tensor, *, backend: Backend) -> Tensor:
     routing = route_pairs(leaves.logits_TE, *pairs_of(chosen_TE), score="sigmoid", backend=backend)
     x_ND = permute(leaves.x_TD, routing, backend=backend)
-    y_ND = grouped_swiglu(x_ND, leaves.gate_EDF, leaves.up_EDF, leaves.down_EFD, routing.offsets_E, backend=backend)
+    y_ND = grouped_swiglu(x_ND, leaves.gate_up_E2FD, leaves.down_EFD, routing.offsets_E, backend=backend)
     return unpermute(y_ND, routing, routing.weights_N, backend=backend)
 
 
 def dense_output(leaves: Layer, chosen_TE: Tensor) -> Tensor:
     """Every expert on every token, masked: no routing at all."""
-    silu_TEF = torch.nn.functional.silu(torch.einsum("td,edf->tef", leaves.x_TD, leaves.gate_EDF))
-    hidden_TEF = silu_TEF * torch.einsum("td,edf->tef", leaves.x_TD, leaves.up_EDF)
-    y_TED = torch.einsum("tef,efd->ted", hidden_TEF, leaves.down_EFD)
+    gate_TEF, up_TEF = torch.einsum("td,exfd->xtef", leaves.x_TD, leaves.gate_up_E2FD)
+    y_TED = torch.einsum("tef,efd->ted", torch.nn.functional.silu(gate_TEF) * up_TEF, leaves.down_EFD)
     return ((leaves.logits_TE.sigmoid() * chosen_TE)[:, :, None] * y_TED).sum(dim=1)
 
 

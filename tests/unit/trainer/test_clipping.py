@@ -113,7 +113,7 @@ def adagc_after_warmup(**fields: Any) -> tuple[AdaGC, nn.Parameter]:
     """Returns the method, and its view of a stack of 4 experts, after steps in which expert 0 had no token."""
     model = tiny_model(dense_and_moe_configs()["moe"])
     clipper = build_clipper(AdaGCConfig(warmup_steps=2, max_norm=1e6, **fields), model, device=CPU)
-    experts = model.get_parameter("blocks.1.feed_forward.experts.up_weight_EDF")
+    experts = model.get_parameter("blocks.1.feed_forward.experts.gate_up_weight_E2FD")
     for seed in range(4):
         for parameter in model.parameters():
             parameter.grad = random_rows(*parameter.shape, seed=seed)

@@ -6,7 +6,16 @@ from torch import Tensor
 
 from tests.support.models import random_rows
 from trainer.attention.rope import rotate
-from trainer.interop.layout import Both, Layout, PerExpert, RotaryHalves, Same, ScaledRows
+from trainer.interop.layout import (
+    Both,
+    GateAndUp,
+    GateUpPerExpert,
+    Layout,
+    PerExpert,
+    RotaryHalves,
+    Same,
+    ScaledRows,
+)
 
 LAYOUTS: dict[str, tuple[Layout, tuple[int, ...]]] = {
     "same": (Same(), (3, 2)),
@@ -17,6 +26,8 @@ LAYOUTS: dict[str, tuple[Layout, tuple[int, ...]]] = {
     "scaled part": (ScaledRows(4.0, 2), (5, 3)),
     "both": (Both(RotaryHalves(1, num_unrotated=2), ScaledRows(2.0, 2)), (6, 3)),
     "experts": (PerExpert(), (4, 3, 2)),
+    "gate and up per expert": (GateUpPerExpert(), (4, 2, 3, 5)),
+    "gate and up": (GateAndUp(), (4, 2, 3, 5)),
 }
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
 
@@ -39,12 +50,30 @@ def test_rotating_halves_of_theirs_is_rotating_pairs_of_ours() -> None:
     torch.testing.assert_close(back, rotate(features, theta=100.0)[0, :, 0])
 
 
+def test_gate_and_up_of_an_expert_come_one_after_the_other() -> None:
+    ours_E2FD = random_rows(3, 2, 4, 5)
+    theirs = GateUpPerExpert().to_theirs(ours_E2FD)
+    assert len(theirs) == 6
+    assert all(
+        torch.equal(theirs[2 * expert + part], ours_E2FD[expert, part]) for expert in range(3) for part in (0, 1)
+    )
+
+
+def test_gate_and_up_come_apart_input_dimension_first() -> None:
+    ours_E2FD = random_rows(3, 2, 4, 5)
+    gate_EDF, up_EDF = GateAndUp().to_theirs(ours_E2FD)
+    x_D = random_rows(5)
+    for expert in range(3):
+        torch.testing.assert_close(gate_EDF[expert].t() @ x_D, ours_E2FD[expert, 0] @ x_D)
+        torch.testing.assert_close(up_EDF[expert].t() @ x_D, ours_E2FD[expert, 1] @ x_D)
+
+
 def test_experts_come_apart_output_dimension_first() -> None:
-    ours_EDF = random_rows(3, 4, 5)
-    theirs = PerExpert().to_theirs(ours_EDF)
+    ours_EFD = random_rows(3, 4, 5)
+    theirs = PerExpert().to_theirs(ours_EFD)
     x_D = random_rows(4)
     assert len(theirs) == 3
-    assert all(torch.equal(torch.mv(matrix, x_D), ours_EDF[e].t().mv(x_D)) for e, matrix in enumerate(theirs))
+    assert all(torch.equal(torch.mv(matrix, x_D), ours_EFD[e].t().mv(x_D)) for e, matrix in enumerate(theirs))
 
 
 @every_layout

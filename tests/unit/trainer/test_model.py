@@ -176,9 +176,9 @@ def test_every_parameter_has_one_role() -> None:
         f"blocks.{layer}.feed_forward.router.weight" for layer in (1, 2)
     }
     assert {name for name, role in roles.items() if role == "expert"} == {
-        f"blocks.{layer}.feed_forward.experts.{part}_weight_{shape}"
+        f"blocks.{layer}.feed_forward.experts.{name}"
         for layer in (1, 2)
-        for part, shape in (("gate", "EDF"), ("up", "EDF"), ("down", "EFD"))
+        for name in ("gate_up_weight_E2FD", "down_weight_EFD")
     }
     assert roles["blocks.1.feed_forward.shared.gate.weight"] == "dense"
 

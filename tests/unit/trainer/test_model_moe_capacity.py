@@ -63,7 +63,7 @@ def pair_by_pair(layer: MoELayer, x_TD: Tensor, routing: Routing) -> Tensor:
         for expert, computed in zip(chosen, is_computed(routing)[token].tolist(), strict=True):
             weight = output_scale * scoring.scale * scores_TE[token, expert] / total
             if computed:
-                gate_F, up_F = x_D @ experts.gate_weight_EDF[expert], x_D @ experts.up_weight_EDF[expert]
+                gate_F, up_F = experts.gate_up_weight_E2FD[expert] @ x_D
                 out_D = out_D + weight * ((F.silu(gate_F) * up_F) @ experts.down_weight_EFD[expert])
             elif expert >= layer.num_experts and layer.null_is_identity:
                 out_D = out_D + weight * x_D

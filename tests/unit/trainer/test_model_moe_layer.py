@@ -27,8 +27,7 @@ def naive_moe(layer: MoELayer, x_TD: Tensor, *, top_k: int, score: str, normaliz
         total = sum(scores_E[expert] for expert in chosen) if normalize else 1.0
         out_D = torch.zeros_like(x_D)
         for expert in chosen:
-            gate_F = x_D @ weight["experts.gate_weight_EDF"][expert]
-            up_F = x_D @ weight["experts.up_weight_EDF"][expert]
+            gate_F, up_F = weight["experts.gate_up_weight_E2FD"][expert] @ x_D
             down_D = (F.silu(gate_F) * up_F) @ weight["experts.down_weight_EFD"][expert]
             out_D += scale * scores_E[expert] / total * down_D
         if layer.shared is not None:

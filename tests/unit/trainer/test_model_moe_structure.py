@@ -35,8 +35,8 @@ def test_biased_clamped_experts_are_those_of_gpt_oss_one_token_at_a_time() -> No
         out_D = torch.zeros(32, dtype=torch.float64)
         # gpt-oss takes the softmax over the chosen alone.
         for weight, expert in zip(chosen.values.softmax(0), chosen.indices.tolist(), strict=True):
-            gate_F = x_D @ experts.gate_weight_EDF[expert] + experts.gate_bias_EF[expert]
-            up_F = x_D @ experts.up_weight_EDF[expert] + experts.up_bias_EF[expert]
+            gate_F = experts.gate_up_weight_E2FD[expert, 0] @ x_D + experts.gate_bias_EF[expert]
+            up_F = experts.gate_up_weight_E2FD[expert, 1] @ x_D + experts.up_bias_EF[expert]
             hidden_F = gated_activation(gate_F, up_F, "clamped_swiglu")
             out_D = out_D + weight * (hidden_F @ experts.down_weight_EFD[expert] + experts.down_bias_ED[expert])
         expected.append(out_D)

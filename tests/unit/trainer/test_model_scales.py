@@ -92,7 +92,7 @@ def test_factors_move_their_role_alone() -> None:
 def test_fan_in_scale_counts_inputs() -> None:
     found = stds(moe=moe_fields(hidden_dim=128, num_experts=8), init={"fan_in_scale": 0.1, "scale_residual": False})
     experts = "blocks.0.feed_forward.experts"
-    assert found[f"{experts}.gate_weight_EDF"] == pytest.approx(math.sqrt(0.1 / 64), rel=0.02)
+    assert found[f"{experts}.gate_up_weight_E2FD"] == pytest.approx(math.sqrt(0.1 / 64), rel=0.02)
     assert found[f"{experts}.down_weight_EFD"] == pytest.approx(math.sqrt(0.1 / 128), rel=0.02)
     assert found["blocks.0.attention.key.weight"] == pytest.approx(math.sqrt(0.1 / 64), rel=0.05)
     for name in ("embedding.weight", "head.weight"):

@@ -105,7 +105,7 @@ def test_first_step_moves_each_role_by_its_learning_rate() -> None:
 def test_step_is_the_published_algorithm() -> None:
     model = tiny_model(CONFIG)
     optimizer = adamw(model, lr=3e-3, beta1=0.7, beta2=0.8, eps=1e-3, weight_decay=0.2)
-    name = "blocks.1.feed_forward.experts.up_weight_EDF"
+    name = "blocks.1.feed_forward.experts.gate_up_weight_E2FD"
     parameter = model.get_parameter(name)
     expected = parameter.detach().double()
     first = second = torch.zeros_like(expected)

@@ -49,7 +49,7 @@ def test_each_rule_has_its_rate_decay_and_betas() -> None:
     groups = groups_by_name(by_pattern(), build_model(CONFIG, seed=0, device=META))
     first = groups["blocks.0.attention.query.weight"]
     assert (first["lr"], first["lr_scale"], first["weight_decay"]) == (5e-3, 0.5, 0.1)
-    assert groups["blocks.1.feed_forward.experts.up_weight_EDF"]["weight_decay"] == 0.3
+    assert groups["blocks.1.feed_forward.experts.gate_up_weight_E2FD"]["weight_decay"] == 0.3
     router = groups["blocks.1.feed_forward.router.weight"]
     assert (router["lr"], router["weight_decay"], router["betas"]) == (1e-3, 0.0, (0.9, 0.99))
     key = groups["blocks.1.attention.key.weight"]
@@ -66,7 +66,7 @@ def step(model: Transformer, optimizer: torch.optim.Optimizer) -> None:
     ("name", "alone"),
     [
         ("blocks.0.attention.value.weight", ShampooConfig(lr=5e-3)),
-        ("blocks.1.feed_forward.experts.up_weight_EDF", MuonConfig(lr=1e-2, weight_decay=0.3)),
+        ("blocks.1.feed_forward.experts.gate_up_weight_E2FD", MuonConfig(lr=1e-2, weight_decay=0.3)),
         ("blocks.1.attention.key.weight", LionConfig(lr=2e-3, beta1=0.8)),
         ("embedding.weight", AdamWConfig(lr=1e-2)),
     ],

@@ -129,7 +129,7 @@ def test_muon_groups_take_the_overrides_of_their_role() -> None:
     )
     model = build_model(CONFIG, seed=0, device=META)
     optimizer = build_optimizer(config, model)
-    expert = group_of(optimizer, model.get_parameter("blocks.1.feed_forward.experts.up_weight_EDF"))
+    expert = group_of(optimizer, model.get_parameter("blocks.1.feed_forward.experts.gate_up_weight_E2FD"))
     assert (expert["lr"], expert["momentum"], expert["weight_decay"]) == (2e-2, 0.5, 0.3)
     embedding = group_of(optimizer, model.embedding.weight)
     assert (embedding["lr"], embedding["betas"]) == (5e-3, (0.9, 0.999))
@@ -202,13 +202,13 @@ def test_adafactor_keeps_a_row_and_a_column_per_matrix() -> None:
     optimizer = build_optimizer(AdafactorConfig(lr=0.1), model)
     model(random_tokens(2, 8), random_tokens(2, 8, seed=1)).loss.backward()
     optimizer.step()
-    parameter = model.get_parameter("blocks.1.feed_forward.experts.up_weight_EDF")
+    parameter = model.get_parameter("blocks.1.feed_forward.experts.gate_up_weight_E2FD")
     shapes = {name: tuple(value.shape) for name, value in optimizer.state[parameter].items()}
-    num_experts, dim, hidden_dim = parameter.shape
+    num_experts, _, hidden_dim, dim = parameter.shape
     assert shapes == {
         "num_updates": (),
-        "row_variance": (num_experts, dim, 1),
-        "column_variance": (num_experts, 1, hidden_dim),
+        "row_variance": (num_experts, 2, hidden_dim, 1),
+        "column_variance": (num_experts, 2, 1, dim),
     }
 
 

@@ -110,15 +110,15 @@ def test_experts_of_a_copy_are_equal_and_routers_are_new(tmp_path: Path, dense: 
     for layer, new, block in zip(model.moe_layers(), scratch.moe_layers(), dense.blocks, strict=True):
         assert torch.equal(layer.router.weight, new.router.weight)
         for expert in range(4):
-            assert torch.equal(layer.experts.gate_weight_EDF[expert], block.feed_forward.gate.weight.t())
+            assert torch.equal(layer.experts.gate_up_weight_E2FD[expert, 0], block.feed_forward.gate.weight)
             assert torch.equal(layer.experts.down_weight_EFD[expert], block.feed_forward.down.weight.t())
 
 
 def test_noise_changes_its_share_of_every_expert_by_its_deviation(tmp_path: Path, dense: Transformer) -> None:
     model = upcycled(tmp_path, method={"kind": "noise", "std": 0.1, "share": 0.25})
     for layer, block in zip(model.moe_layers(), dense.blocks, strict=True):
-        original = block.feed_forward.up.weight.t()
-        difference = layer.experts.up_weight_EDF.detach() - original
+        original = block.feed_forward.up.weight
+        difference = layer.experts.gate_up_weight_E2FD[:, 1].detach() - original
         for expert in range(4):
             changed = difference[expert] != 0
             assert changed.float().mean().item() == pytest.approx(0.25, abs=0.05)
@@ -133,22 +133,22 @@ def test_dropped_features_are_drawn_anew_in_all_three_matrices(tmp_path: Path, d
         mlp, experts = block.feed_forward, layer.experts
         for expert in range(4):
             same_F = [
-                (experts.gate_weight_EDF[expert] == mlp.gate.weight.t()).all(dim=0),
-                (experts.up_weight_EDF[expert] == mlp.up.weight.t()).all(dim=0),
+                (experts.gate_up_weight_E2FD[expert, 0] == mlp.gate.weight).all(dim=1),
+                (experts.gate_up_weight_E2FD[expert, 1] == mlp.up.weight).all(dim=1),
                 (experts.down_weight_EFD[expert] == mlp.down.weight.t()).all(dim=1),
             ]
             assert torch.equal(same_F[0], same_F[1])
             assert torch.equal(same_F[0], same_F[2])
             assert same_F[0].sum() == HIDDEN_DIM // 2
             kept_by_expert.add(tuple(same_F[0].tolist()))
-        assert (experts.gate_weight_EDF.std() / mlp.gate.weight.std()).item() == pytest.approx(1.0, rel=0.05)
+        assert (experts.gate_up_weight_E2FD[:, 0].std() / mlp.gate.weight.std()).item() == pytest.approx(1.0, rel=0.05)
     assert len(kept_by_expert) == 8
 
 
 @pytest.mark.parametrize("method", [{"kind": "noise"}, {"kind": "drop"}], ids=["noise", "drop"])
 def test_what_is_drawn_depends_on_the_seed_alone(tmp_path: Path, dense: Transformer, method: dict[str, Any]) -> None:
     first, again, other = (upcycled(tmp_path, method=method, seed=seed).state_dict() for seed in (0, 0, 1))
-    name = "blocks.0.feed_forward.experts.up_weight_EDF"
+    name = "blocks.0.feed_forward.experts.gate_up_weight_E2FD"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
     torch.manual_seed(0)
