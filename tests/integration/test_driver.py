@@ -11,7 +11,7 @@ from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.series import RunFolder, Source
 from tests.support.services import Installation, wait_until
-from tests.support.sweeps import sweep_document
+from tests.support.sweeps import sweep_document, table
 from tests.support.training import DIVERGING, STEP_TOKENS
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(280)]
@@ -146,3 +146,34 @@ def long_base(num_steps: int) -> dict[str, object]:
     """The base of `LONG` with another number of steps."""
     document = sweep_document(num_steps=num_steps, base={"loop": {"checkpoint_every_tokens": 20 * STEP_TOKENS}})
     return document["base"]
+
+
+def test_two_experiments_share_the_cluster_and_the_one_that_was_paused_comes_to_the_same_table(
+    installation: Installation,
+) -> None:
+    document = sweep_document(num_trials=4, batch_size=2, num_steps=24, synchronous=True)
+    paused, undisturbed = installation.submit(document), installation.submit(document)
+    driver, other = installation.start_driver(paused), installation.start_driver(undisturbed)
+    wait_until(lambda: installation.events(paused, "rung.arrived"), what="an arrival")
+    with installation.database.transaction() as work:
+        work.control.pause(paused)
+    installation.finish(driver, paused)
+    with installation.database.read() as work:
+        assert work.experiments.get(paused).state is ExperimentState.PAUSED
+        assert not work.runs.live(paused)
+        assert paused not in work.experiments.claimable()
+    with installation.database.transaction() as work:
+        work.control.resume(paused)
+    installation.drive(paused)
+    installation.finish(other, undisturbed)
+    assert table(installation.database, paused) == table(installation.database, undisturbed)
+
+    with installation.database.read() as work:
+        runs = [run for id in (paused, undisturbed) for run in work.runs.of_experiment(id)]
+        assert {trial.num_retries for trial in work.trials.history(paused)} == {0}
+    moments = [(run.created_at_ms, 1) for run in runs] + [(run.finished_at_ms or 0, -1) for run in runs]
+    at_a_time = most = 0
+    for _, change in sorted(moments):
+        at_a_time += change
+        most = max(most, at_a_time)
+    assert most == 2, "the head has two CPUs, and each trial takes one"
