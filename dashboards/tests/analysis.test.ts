@@ -4,15 +4,14 @@ import { sliceAxis } from "../src/panels/analysis";
 import { firstDifference, pairedInWords, placeOf, pointName, seedsInWords } from "../src/panels/PointRanking";
 
 test("numbers are their own places, logarithmic where the space is", () => {
-  expect(sliceAxis([0.1, null, 0.2], { float: [0.1, 1], log: true })).toEqual({ places: [0.1, null, 0.2], names: null, log: true });
-  expect(sliceAxis([1, 2], { int: [1, 2], log: false }).log).toBe(false);
-  // Inside of an option nothing is known of the domain: a wide range of positive numbers is read on a logarithmic axis.
-  expect(sliceAxis([1e-4, 1e-1], undefined).log).toBe(true);
-  expect(sliceAxis([0, 100], undefined).log).toBe(false);
+  expect(sliceAxis([0.1, null, 0.2], true)).toEqual({ places: [0.1, null, 0.2], names: null, log: true });
+  expect(sliceAxis([1, 2], false).log).toBe(false);
+  // Zero has no place on a logarithmic axis.
+  expect(sliceAxis([0, 100], true).log).toBe(false);
 });
 
 test("names have places in their order", () => {
-  expect(sliceAxis(["switch", "none", null, "none"], undefined)).toEqual({ places: [1, 0, null, 0], names: ["none", "switch"], log: false });
+  expect(sliceAxis(["switch", "none", null, "none"], false)).toEqual({ places: [1, 0, null, 0], names: ["none", "switch"], log: false });
 });
 
 const difference = (fields: Record<string, unknown>) => ({ baseline_point: 0, baseline_label: "dense", num_pairs: 4, value: -0.1, low: -0.2, high: 0.01, within_noise: true, ...fields }) as never;

@@ -37,7 +37,7 @@ const SPACE = {
 test("parameters inside an option are named by their place in it", () => {
   const parameters = spaceParameters(SPACE);
   expect(parameters.map(({ name }) => name)).toEqual(["optimizer.lr", "model.moe.balancing", "model.moe.balancing.bias.0.update_rate", "model.moe.balancing.either"]);
-  expect(parameters[0]).toMatchObject({ kind: "float", low: 1e-3, high: 1e-1, condition: null });
+  expect(parameters[0]).toMatchObject({ kind: "float", low: 1e-3, high: 1e-1, log: true, condition: null });
   expect(parameters[1]?.values).toEqual(["none", "bias", "either"]);
   expect(parameters[3]?.values).toEqual(["a", 2, null]);
 });

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 
-import { formatAge, formatCount, formatDuration, formatNumber, formatSetting, formatSigned, formatTicks, shortCount } from "../src/lib/format";
+import { formatAge, formatCount, formatDuration, formatNumber, formatSetting, formatSigned, formatTicks, sentence, shortCount } from "../src/lib/format";
 
 describe("formatNumber", () => {
   test.each([
@@ -77,4 +77,10 @@ describe("formatSetting", () => {
     expect(formatSetting([])).toBe("none");
     expect(formatSetting(null)).toBe("null");
   });
+});
+
+test("words of the API become sentences", () => {
+  expect(sentence("8 completed trials")).toBe("8 completed trials.");
+  expect(sentence("pruned ones are left out.")).toBe("Pruned ones are left out.");
+  expect(sentence(" ")).toBe("");
 });

@@ -7,6 +7,8 @@ const search = (number: number, params: Record<string, unknown>) => ({ number, k
 test("a baseline goes by its name, a trial by its number", () => {
   expect(trialName({ number: 0, kind: "baseline", label: "dense" })).toBe("dense");
   expect(trialName({ number: 4, kind: "search", label: null })).toBe("trial 4");
+  expect(trialName({ number: 1, kind: "baseline", label: "dense", replica: 1 })).toBe("dense, seed 1");
+  expect(trialName({ number: 9, kind: "added", label: "retry of trial 4" })).toBe("retry of trial 4 (trial 9)");
 });
 
 test("parameters that are the same everywhere are no columns, those only some trials have are", () => {

@@ -114,6 +114,12 @@ def test_the_trial_page_answers_when_and_where(page: Page, url: str, home: Seede
     page.keyboard.press("ArrowRight")
     expect(experts.get_by_text(re.compile(r"layer 1, expert 1: .*fair"))).to_be_visible()
 
+    probe = page.get_by_role("region", name="Routing of the probe set")
+    expect(probe.locator(".finding")).to_contain_text(re.compile(r"Last measured: .*by chance: even at random"))
+    probe.get_by_role("button", name="domains").click()
+    expect(page).to_have_url(re.compile("probe=probe%2Fdomain_specialization"))
+    expect(probe.get_by_role("button", name=re.compile("labels shuffled"))).to_be_visible()
+
     scores = page.get_by_role("table", name="Bits per byte by domain").locator("tbody tr")
     expect(scores).to_have_count(7)
     initial, final = (float(scores.last.locator("td").nth(column).inner_text()) for column in (0, 1))
@@ -133,10 +139,14 @@ def test_a_diverged_trial_says_why_it_failed(page: Page, url: str, home: SeededH
     assert complaints.items == []
 
 
-def test_spikes_are_listed_and_marked(page: Page, url: str, home: SeededHome, complaints: Complaints) -> None:
+def test_spikes_and_alarms_are_listed_and_marked(
+    page: Page, url: str, home: SeededHome, complaints: Complaints
+) -> None:
     sign_in(page, url, home.token)
     page.goto(f"{url}/e/{home.running}")
-    page.get_by_role("link", name="trial 0").click()
+    raised = page.get_by_role("region", name="Alarms").locator("tbody tr")
+    expect(raised.first).to_contain_text("MaxVio")
+    page.get_by_role("table", name="Trials").get_by_role("link", name="trial 0").click()
     panel = page.get_by_role("region", name="Spikes")
     trial = page.url.rsplit("/", 1)[-1]
     spikes = page.request.get(f"{url}/v1/trials/{trial}/spikes").json()["items"]
@@ -146,7 +156,39 @@ def test_spikes_are_listed_and_marked(page: Page, url: str, home: SeededHome, co
     panel.get_by_role("button", name="Curves").first.click()
     expect(page).to_have_url(re.compile(rf"xr=\d+\.\.\d+&step={spikes[0]['step']}"))
     expect(page.get_by_role("button", name="zoomed: show all").first).to_be_visible()
+
+    panel.get_by_role("button", name="Details").first.click()
+    expect(panel.get_by_role("table", name="Router around the spike").locator("tbody tr")).to_have_count(2)
+    expect(panel.get_by_text(spikes[0]["previews"][0]["document_ids"][0]).first).to_be_visible()
+
+    alarms = page.request.get(f"{url}/v1/trials/{trial}/alarms").json()["items"]
+    num_raised = sum(alarm["change"] == "raised" for alarm in alarms)
+    assert num_raised > 0, "the run without clipping raised no alarm: choose a lower threshold for its rule"
+    expect(page.get_by_role("region", name="Alarms").locator("tbody tr")).to_have_count(num_raised)
     assert complaints.items == []
+
+
+def test_a_fork_is_refused_field_by_field_and_then_queued(
+    page: Page, url: str, home: SeededHome, complaints: Complaints
+) -> None:
+    sign_in(page, url, home.token)
+    page.goto(f"{url}/e/{home.running}")
+    page.get_by_role("table", name="Trials").get_by_role("link", name="trial 0").click()
+    page.get_by_role("button", name="Fork from here").first.click()
+    dialog = page.get_by_role("dialog", name="Fork from a checkpoint")
+    rate = dialog.get_by_role("textbox", name="optimizer.lr", exact=True)
+    rate.fill("-1")
+    dialog.get_by_role("button", name="Fork with 1 change").click()
+    expect(rate).to_have_accessible_description(re.compile("greater than 0"))
+    rate.fill("5e-2")
+    dialog.get_by_role("button", name="Fork with 1 change").click()
+    expect(page).to_have_url(re.compile(f"{url}/e/(?!{home.running})"))
+    lineage = page.get_by_text("Forked from trial 0 of without clipping at step 40: optimizer.lr = 0.05")
+    expect(lineage).to_be_visible()
+    lineage.get_by_role("link", name="trial 0").click()
+    made = page.get_by_role("region", name="Checkpoints and forks")
+    expect(made.get_by_role("link", name="without clipping, trial 0 from step 40")).to_be_visible()
+    assert [item for item in complaints.items if "422" not in item] == []
 
 
 def test_a_dense_trial_has_no_empty_router_pictures(
@@ -228,14 +270,27 @@ def test_no_page_is_wider_than_the_window(browser: Browser, url: str, home: Seed
     page.context.close()
 
 
-def test_cancelling_asks_first(page: Page, url: str, home: SeededHome, complaints: Complaints) -> None:
+def test_chosen_experiments_are_commanded_and_cancelling_asks_first(
+    page: Page, url: str, home: SeededHome, complaints: Complaints
+) -> None:
     sign_in(page, url, home.token)
-    row = page.get_by_role("table", name="Experiments").locator("tbody tr", has_text="without clipping")
-    row.get_by_role("button", name="Cancel").click()
+    rows = page.get_by_role("table", name="Experiments").locator("tbody tr")
+    row = rows.filter(has=page.get_by_role("link", name="without clipping", exact=True))
+    row.get_by_role("checkbox").check()
+    chosen = page.get_by_role("group", name="Selected experiments")
+    chosen.get_by_role("button", name="Pause 1").click()
+    expect(row.locator(".state")).to_contain_text("pausing")
+    chosen.get_by_role("button", name="Priority").click()
+    dialog = page.get_by_role("dialog", name="Priority of without clipping")
+    dialog.get_by_role("spinbutton").fill("7")
+    dialog.get_by_role("button", name="Set").click()
+    expect(row).to_contain_text("priority 7")
+
+    chosen.get_by_role("button", name="Cancel 1").click()
     dialog = page.get_by_role("dialog", name="Cancel without clipping?")
     dialog.get_by_role("button", name="Keep running").click()
-    expect(row).to_contain_text("running")
-    row.get_by_role("button", name="Cancel").click()
+    expect(row.locator(".state")).to_contain_text("pausing")
+    chosen.get_by_role("button", name="Cancel 1").click()
     dialog.get_by_role("button", name="Cancel the experiment").click()
     expect(row.locator(".state")).to_contain_text("cancelling")
     assert complaints.items == []

@@ -4,36 +4,11 @@ import { keepPreviousData, useQueries, useQuery, type UseQueryResult } from "@ta
 
 import { get, getBytes, post, type ApiError, type Schemas } from "./client";
 import { parseLoadHistory, type LoadHistory } from "./loadHistory";
+import { every, isLive, LIVE_MS, LIVE_SERIES_MS, SLOWEST_MS, while_, type Poll } from "./polling";
+
+export { isLive } from "./polling";
 
 export type Answer<T> = UseQueryResult<T, ApiError>;
-
-const LIVE_MS = 2_000;
-const SLOWEST_MS = 30_000;
-/** Runs flush their telemetry every couple of seconds; asking more often for the larger answers shows nothing new. */
-const LIVE_SERIES_MS = 4_000;
-
-interface Poll {
-  readonly state: { readonly status: string; readonly dataUpdatedAt: number };
-}
-
-/** Polling that backs off: after errors it waits as long as it has been without data, so the wait doubles up to 30 s. */
-function every(period: number): (query: Poll) => number {
-  return (query) => {
-    if (query.state.status !== "error") return period;
-    return Math.min(SLOWEST_MS, Math.max(period, Date.now() - query.state.dataUpdatedAt));
-  };
-}
-
-const while_ = (live: boolean, period: number): { refetchInterval: ((query: Poll) => number) | false } => ({
-  refetchInterval: live ? every(period) : false,
-});
-
-const ENDED: ReadonlySet<string> = new Set(["completed", "pruned", "failed", "infeasible", "cancelled", "lost"]);
-
-/** True while the state of an experiment, trial or run may still change. */
-export function isLive(state: string | undefined): boolean {
-  return state !== undefined && !ENDED.has(state);
-}
 
 /** Units and descriptions of every metric. */
 export function useCatalog(): Answer<Schemas["Catalog"]> {

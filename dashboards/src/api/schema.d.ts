@@ -1912,6 +1912,8 @@ export interface components {
         /**
          * BestTrial
          * @description The completed trial of the search with the best objective so far.
+         *
+         *     Where points have several seeds: the point with the best mean, of those that completed with all, as its first trial.
          */
         BestTrial: {
             /** Trial Id */

@@ -78,7 +78,7 @@ export function Scatter(props: Props): React.JSX.Element {
   const [yLow, yHigh] = padded(points.map(({ y }) => y));
   const atX = (x: number): number => LEFT + ((along(x) - xLow) / (xHigh - xLow)) * (width - LEFT - RIGHT);
   const atY = (y: number): number => height - BOTTOM - ((y - yLow) / (yHigh - yLow)) * (height - BOTTOM - TOP);
-  const xTicks = xNames !== undefined ? xNames.map((_, index) => index) : xLog ? logTicks(10 ** xLow, 10 ** xHigh) : niceTicks(xLow, xHigh, Math.max(2, Math.floor(width / 130)));
+  const xTicks = xNames !== undefined ? xNames.map((_, index) => index) : xLog ? logTicks(10 ** xLow, 10 ** xHigh) : niceTicks(xLow, xHigh, Math.max(3, Math.floor(width / 110)));
   const yTicks = niceTicks(yLow, yHigh, 6);
   const write = (ticks: readonly number[]): string[] => formatTicks(ticks, (ticks[1] ?? 1) - (ticks[0] ?? 0));
   const xLabels = xNames ?? (xLog ? xTicks.map((tick) => formatNumber(tick, 2)) : write(xTicks));

@@ -122,6 +122,13 @@ export function formatSetting(value: unknown): string {
   return String(value);
 }
 
+/** Words of the API as a sentence: a capital at the start, a full stop at the end. */
+export function sentence(words: string): string {
+  const text = words.trim();
+  if (text === "") return "";
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+}
+
 /** A unit as an axis shows it; bare ratios show none. */
 export function unitSuffix(unit: string | undefined): string {
   return unit === undefined || unit === "1" || unit === "" ? "" : ` (${unit})`;

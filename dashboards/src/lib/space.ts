@@ -8,6 +8,8 @@ export interface SpaceParameter {
   readonly values: readonly unknown[];
   readonly low: number | null;
   readonly high: number | null;
+  /** Searched on a logarithmic scale. */
+  readonly log: boolean;
   /** Exists only where that parameter has that option. */
   readonly condition: { readonly name: string; readonly option: string } | null;
 }
@@ -34,13 +36,13 @@ function flatten(name: string, domain: Record<string, unknown>, condition: Space
   const held = domain[kind];
   if (kind === "options") {
     const options = isRecord(held) ? held : {};
-    const mine: SpaceParameter = { name, kind, values: Object.keys(options), low: null, high: null, condition };
+    const mine: SpaceParameter = { name, kind, values: Object.keys(options), low: null, high: null, log: false, condition };
     return [mine, ...Object.entries(options).flatMap(([option, value]) => inside(value, `${name}.${option}`).flatMap((inner) => flatten(inner.name, inner.domain, { name, option })))];
   }
   const list = Array.isArray(held) ? (held as unknown[]) : [];
-  if (kind === "choice") return [{ name, kind, values: list, low: null, high: null, condition }];
+  if (kind === "choice") return [{ name, kind, values: list, low: null, high: null, log: false, condition }];
   const [low, high] = list;
-  return [{ name, kind, values: [], low: typeof low === "number" ? low : null, high: typeof high === "number" ? high : null, condition }];
+  return [{ name, kind, values: [], low: typeof low === "number" ? low : null, high: typeof high === "number" ? high : null, log: domain["log"] === true, condition }];
 }
 
 /** Every parameter of the space, each after the one it depends on. */

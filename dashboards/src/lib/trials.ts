@@ -5,12 +5,14 @@ import { differences, flatten, shortNames } from "./configuration";
 import { formatSetting } from "./format";
 import { DOT } from "./glyphs";
 
-type Named = Pick<Schemas["TrialRead"], "number" | "kind" | "label">;
+type Named = Pick<Schemas["TrialRead"], "number" | "kind" | "label"> & { readonly replica?: number | null };
 
 /** The trial's name: a baseline's own, or what it was added as, else its number. */
 export function trialName(trial: Named): string {
   if (trial.kind === "added" && trial.label !== null) return `${trial.label} (trial ${trial.number})`;
-  return trial.kind === "baseline" ? (trial.label ?? `baseline ${trial.number}`) : `trial ${trial.number}`;
+  if (trial.kind !== "baseline") return `trial ${trial.number}`;
+  // A baseline tried with several seeds is several trials of one name.
+  return `${trial.label ?? `baseline ${trial.number}`}${trial.replica == null ? "" : `, seed ${trial.replica}`}`;
 }
 
 /** One parameter that is not the same in all trials. */

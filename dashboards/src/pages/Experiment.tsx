@@ -10,7 +10,7 @@ import { Failed, Panel } from "../components/Panel";
 import { Crumbs } from "../components/Shell";
 import { CountsBar, StateBadge } from "../components/StateBadge";
 import { useAddress, wholeNumber } from "../lib/address";
-import { formatCount, formatDuration, formatFixed, formatSigned, formatTime } from "../lib/format";
+import { formatCount, formatDuration, formatTime } from "../lib/format";
 import { hasEnded } from "../lib/control";
 import { ELLIPSIS, NONE } from "../lib/glyphs";
 import { compareAddress, toggleSelected, useSelection } from "../lib/selection";
@@ -21,15 +21,15 @@ import { CurvesPanel, type Curve } from "../panels/CurvesPanel";
 import { AnalysisPanels } from "../panels/AnalysisPanels";
 import { AddTrialDialog } from "../panels/AddTrialDialog";
 import { ExperimentCommands, TrialCommands } from "../panels/Commands";
+import { bestFacts } from "../panels/bestFacts";
 import { CommandsPanel } from "../panels/CommandsPanel";
 import { ExtendDialog } from "../panels/ExtendDialog";
 import { ImplicatedPanel } from "../panels/ImplicatedPanel";
 import { ForkedFrom } from "../panels/LineagePanel";
 import { catalogueOf } from "../panels/metrics";
-import { objectiveUnit } from "../panels/objective";
 import { aimsOf } from "../panels/pareto";
 import { ParetoPanel } from "../panels/ParetoPanel";
-import { noiseInWords, RankingPanel } from "../panels/RankingPanel";
+import { RankingPanel } from "../panels/RankingPanel";
 import { TrialsTable, type TrialRow } from "../panels/TrialsTable";
 
 // The API takes at most 100 trials in one question; more lines than that cannot be told apart anyway.
@@ -92,7 +92,6 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
   const rows: TrialRow[] = known
     .map((trial) => ({ trial, compared: comparison.data?.rows.find((row) => row.trial_id === trial.id), slot: trial.number, fixed: baselineSettings(data.spec, trial) }))
     .filter(({ trial }) => `${trialName(trial)} ${trial.state} ${trial.cause ?? ""} ${JSON.stringify(trial.params)}`.toLowerCase().includes(query.toLowerCase()));
-  const best = comparison.data?.rows.find((row) => row.trial_id === data.best?.trial_id);
   const spent = known.reduce((sum, trial) => sum + (trial.progress?.tokens ?? 0), 0);
   const mine = selection.filter((chosen) => known.some((trial) => trial.id === chosen));
   const chosenTrials = known.filter((trial) => mine.includes(trial.id)).map((trial) => ({ ...trial, name: trialName(trial) }));
@@ -132,8 +131,7 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
       <Facts
         facts={[
           { name: "Trials", value: <CountsBar counts={data.trial_counts} planned={data.num_trials} /> },
-          { name: "Best", value: data.best === null ? NONE : formatFixed(data.best.objective, 3), note: data.best === null ? undefined : `${objectiveUnit(data.objective)}, trial ${data.best.number}` },
-          { name: "Best vs baseline", value: formatSigned(best?.difference_to_baseline ?? null), note: best === undefined ? undefined : noiseInWords(best, comparison.data?.baseline_trial_id ?? null) || "one seed: noise unknown" },
+          ...bestFacts(data, comparison.data),
           { name: "Tokens trained", value: formatCount(spent), note: data.rung_tokens.length > 0 ? `rungs at ${data.rung_tokens.map(formatCount).join(", ")}` : undefined },
           { name: "Spikes", value: data.num_spikes },
           live
@@ -201,20 +199,6 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
           />
         )}
       </Panel>
-      {searched && (
-        <AnalysisPanels
-          answer={analysis}
-          objective={data.objective}
-          space={space}
-          method={params.get("importance") ?? ""}
-          onMethod={(method) => change({ importance: method === "ped_anova" ? null : method })}
-          strong={strong}
-          onHover={setStrong}
-          onOpen={(trial) => navigate(`/t/${trial}`)}
-        />
-      )}
-      <AlarmsPanel answer={alarms} watched={watchedInWords(data.spec.base as Readonly<Record<string, unknown>>)} trialNames={trialNames} onHover={setStrong} />
-      <ImplicatedPanel answer={implicated} everywhere={everywhere} onEverywhere={(all) => change({ spikes: all ? "everywhere" : null })} />
       <CurvesPanel
         title="Training loss"
         answer={series}
@@ -229,6 +213,20 @@ export function Experiment({ id }: { readonly id: string }): React.JSX.Element {
         strong={strong}
         syncKey="experiment"
       />
+      {searched && (
+        <AnalysisPanels
+          answer={analysis}
+          objective={data.objective}
+          space={space}
+          method={params.get("importance") ?? ""}
+          onMethod={(method) => change({ importance: method === "ped_anova" ? null : method })}
+          strong={strong}
+          onHover={setStrong}
+          onOpen={(trial) => navigate(`/t/${trial}`)}
+        />
+      )}
+      <AlarmsPanel answer={alarms} watched={watchedInWords(data.spec.base as Readonly<Record<string, unknown>>)} trialNames={trialNames} onHover={setStrong} />
+      <ImplicatedPanel answer={implicated} everywhere={everywhere} onEverywhere={(all) => change({ spikes: all ? "everywhere" : null })} />
       <CommandsPanel answer={commands} trialNames={trialNames} />
       {asking === "extend" && <ExtendDialog experiment={data} onClose={() => setAsking(null)} />}
       {asking === "add" && (

@@ -9,8 +9,10 @@ import { Scatter, type ScatterPoint } from "../charts/Scatter";
 import { Panel } from "../components/Panel";
 import { Switch } from "../components/Switch";
 import { shortNames } from "../lib/configuration";
-import { formatFixed, formatNumber, formatPercent, formatSetting, shortCount } from "../lib/format";
+import { formatFixed, formatNumber, formatPercent, formatSetting, sentence, shortCount } from "../lib/format";
+import { spaceParameters } from "../lib/space";
 import { sliceAxis } from "./analysis";
+import { metricName } from "./metrics";
 import { objectiveName, objectiveUnit } from "./objective";
 
 type Read = Schemas["AnalysisRead"];
@@ -33,7 +35,7 @@ function BestSoFarPanel({ answer, objective }: BestProps): React.JSX.Element {
   return (
     <Panel
       title="Best so far"
-      hint={answer.data?.analysis == null ? undefined : `By ${objectiveName(objective)}. ${answer.data.analysis.best_basis}${stale(answer.data)}`}
+      hint={answer.data?.analysis == null ? undefined : `By ${objectiveName(objective)}. ${sentence(answer.data.analysis.best_basis)}${stale(answer.data)}`}
       answer={answer}
       height={280}
       empty={() => (lines.length === 0 ? "No trial of the search has completed yet." : null)}
@@ -64,41 +66,49 @@ function ImportancePanel({ answer, method, onMethod }: ImportanceProps): React.J
       empty={(read) => ((read.analysis?.importance ?? []).length === 0 ? "There is no parameter to compare." : null)}
       actions={<Switch label="Method" options={METHODS} value={chosen} onChange={onMethod} />}
     >
-      {({ analysis }) => (
-        <>
-          {(analysis?.importance ?? [])
-            .filter((one) => one.method === chosen)
-            .map((one) => {
-              const aim = one.objective === null ? "reaching the Pareto front" : (analysis?.objectives[one.objective]?.metric ?? "the objective");
-              const names = shortNames(one.parameters.map(({ name }) => name));
-              return (
-                <div key={`${one.objective ?? ""} ${one.condition ?? ""}`} className="importance">
-                  <h3>
-                    {aim}
-                    {one.condition !== null && <span className="muted">, where {one.condition}</span>}
-                  </h3>
-                  {one.problem !== null && <p className="muted">{one.problem}</p>}
-                  <ul>
-                    {one.parameters.map(({ name, importance, low, high }) => (
-                      <li key={name} title={name}>
-                        <span className="importance-name">{names.get(name) ?? name}</span>
-                        <span className="importance-track" aria-hidden="true">
-                          <span className="importance-bar" style={{ width: `${importance * 100}%` }} />
-                          <span className="importance-range" style={{ left: `${low * 100}%`, width: `${Math.max(0, high - low) * 100}%` }} />
-                        </span>
-                        <span className="num">{formatPercent(importance)}</span>
-                      </li>
-                    ))}
-                  </ul>
-                  <p className="sub">
-                    {one.num_trials} trials. {one.basis}
-                  </p>
-                </div>
-              );
-            })}
-        </>
-      )}
+      {({ analysis }) => {
+        const found = (analysis?.importance ?? []).filter((one) => one.method === chosen);
+        // One and the same thing may stand in the way of every list: it is said once.
+        const problems = [...new Set(found.flatMap(({ problem }) => (problem === null ? [] : [sentence(problem)])))];
+        return (
+          <>
+            {found.filter(({ parameters }) => parameters.length > 0).map((one) => (
+              <ImportanceList key={`${one.objective ?? ""} ${one.condition ?? ""}`} found={one} aim={one.objective === null ? "reaching the Pareto front" : metricName(analysis?.objectives[one.objective]?.metric ?? "the objective")} />
+            ))}
+            {problems.map((problem) => (
+              <p key={problem} className="muted">
+                {problem}
+              </p>
+            ))}
+          </>
+        );
+      }}
     </Panel>
+  );
+}
+
+function ImportanceList({ found, aim }: { readonly found: Schemas["Importance"]; readonly aim: string }): React.JSX.Element {
+  const names = shortNames(found.parameters.map(({ name }) => name));
+  return (
+    <div className="importance">
+      <h3>
+        {aim}
+        {found.condition !== null && <span className="muted">, where {found.condition}</span>}
+      </h3>
+      <ul>
+        {found.parameters.map(({ name, importance, low, high }) => (
+          <li key={name} title={name}>
+            <span className="importance-name">{names.get(name) ?? name}</span>
+            <span className="importance-track" aria-hidden="true">
+              <span className="importance-bar" style={{ width: `${importance * 100}%` }} />
+              <span className="importance-range" style={{ left: `${low * 100}%`, width: `${Math.max(0, high - low) * 100}%` }} />
+            </span>
+            <span className="num">{formatPercent(importance)}</span>
+          </li>
+        ))}
+      </ul>
+      <p className="sub">{sentence(found.basis)}</p>
+    </div>
   );
 }
 
@@ -115,7 +125,7 @@ function SlicesPanel({ answer, objective, space, strong, onHover, onOpen }: Slic
   return (
     <Panel
       title="Slices"
-      hint={`Each trial's objective along one parameter; filled: completed, hollow: at its last rung. ${answer.data?.analysis?.slices.basis ?? ""}${stale(answer.data)}`}
+      hint={`Each trial's objective along one parameter; filled: completed, hollow: at its last rung. ${sentence(answer.data?.analysis?.slices.basis ?? "")}${stale(answer.data)}`}
       className="wide"
       answer={answer}
       height={260}
@@ -126,10 +136,11 @@ function SlicesPanel({ answer, objective, space, strong, onHover, onOpen }: Slic
         const { slices } = analysis;
         const paths = Object.keys(slices.params);
         const names = shortNames(paths);
+        const logarithmic = new Set(spaceParameters(space).filter(({ log }) => log).map(({ name }) => name));
         return (
           <div className="small-multiples">
             {paths.slice(0, MOST_SLICES).map((path) => {
-              const axis = sliceAxis(slices.params[path] ?? [], space[path]);
+              const axis = sliceAxis(slices.params[path] ?? [], logarithmic.has(path));
               const points: ScatterPoint[] = slices.trial_ids.flatMap((key, index) => {
                 const x = axis.places[index] ?? null;
                 const y = slices.objective[index] ?? null;

@@ -1,6 +1,6 @@
 /** "Fork from here": a checkpoint, the values that differ, and what the API has to say to each. */
 
-import { useRef, useState } from "react";
+import { useId, useRef, useState } from "react";
 
 import type { Schemas } from "../api/client";
 import { freshKey, useFork } from "../api/commands";
@@ -30,14 +30,15 @@ interface FieldProps {
 }
 
 function Field({ path, before, typed, problem, onType }: FieldProps): React.JSX.Element {
+  const problemId = useId();
   const changed = typed !== undefined && typed !== before;
   return (
     <label className={changed ? "fork-field changed" : "fork-field"}>
       <span className="fork-path mono">{path}</span>
       <span className="fork-before mono muted">{changed ? `${before} ${RIGHT}` : ""}</span>
-      <input value={typed ?? before} spellCheck={false} autoComplete="off" aria-invalid={problem !== undefined} onChange={(event) => onType(event.target.value)} />
+      <input aria-label={path} value={typed ?? before} spellCheck={false} autoComplete="off" aria-invalid={problem !== undefined} aria-describedby={problem === undefined ? undefined : problemId} onChange={(event) => onType(event.target.value)} />
       {problem !== undefined && (
-        <span className="field-problem" role="alert">
+        <span className="field-problem" role="alert" id={problemId}>
           {problem}
         </span>
       )}

@@ -6,9 +6,8 @@ import type { Schemas } from "../api/client";
 import type { Answer } from "../api/queries";
 import { Scatter, type ScatterPoint } from "../charts/Scatter";
 import { Panel } from "../components/Panel";
-import { formatNumber } from "../lib/format";
 import { trialName } from "../lib/trials";
-import { valuesOf, type Aim } from "./pareto";
+import { valuesOf, writeValue, type Aim } from "./pareto";
 
 interface Props {
   readonly answer: Answer<Schemas["Comparison"]>;
@@ -63,7 +62,7 @@ export function ParetoPanel({ answer, aims, x, y, onAxes, strong, onHover, onOpe
     const row = byId.get(key);
     const values = row === undefined ? [] : valuesOf(row);
     const limits = [...(row?.violations ?? []), ...(row?.veto == null ? [] : [row.veto])];
-    return `${label}${row?.on_front === true ? ", on the front" : ""}: ${aims.map(({ name }, index) => `${name} ${formatNumber(values[index])}`).join(", ")}${limits.length === 0 ? "" : `; beyond a limit: ${limits.join("; ")}`}`;
+    return `${label}${row?.on_front === true ? ", on the front" : ""}: ${aims.map(({ name }, index) => `${name} ${writeValue(values[index])}`).join(", ")}${limits.length === 0 ? "" : `; beyond a limit: ${limits.join("; ")}`}`;
   };
   const words = aims.map(({ name, better }) => `${name} (${better} is better)`).join(", ");
   return (
@@ -115,7 +114,7 @@ export function ParetoPanel({ answer, aims, x, y, onAxes, strong, onHover, onOpe
                     <th scope="row">{trialName(row)}</th>
                     {valuesOf(row).map((value, index) => (
                       <td key={aims[index]?.name ?? index} className="num">
-                        {formatNumber(value)}
+                        {writeValue(value)}
                       </td>
                     ))}
                   </tr>

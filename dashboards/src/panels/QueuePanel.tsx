@@ -5,7 +5,7 @@ import { Link } from "wouter";
 import type { Schemas } from "../api/client";
 import type { Answer } from "../api/queries";
 import { Panel } from "../components/Panel";
-import { formatNumber } from "../lib/format";
+import { formatCount } from "../lib/format";
 
 type Amounts = Schemas["Amounts"];
 
@@ -19,7 +19,7 @@ export function placesInWords(used: Amounts, total: Amounts | null): string {
   ] as const;
   return kinds
     .filter(([key]) => total[key] > 0)
-    .map(([key, name]) => `${formatNumber(Math.max(0, total[key] - used[key]), 3)} of ${formatNumber(total[key], 3)} ${name}`)
+    .map(([key, name]) => `${formatCount(Math.max(0, total[key] - used[key]))} of ${formatCount(total[key])} ${name}`)
     .join(", ");
 }
 

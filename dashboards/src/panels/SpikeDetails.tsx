@@ -116,31 +116,31 @@ export function SpikeDetails({ spike }: { readonly spike: Spike }): React.JSX.El
             </ol>
           )}
           <p className="muted">An order in time: what came first need not be the cause.</p>
-          {spike.router_at.length > 0 && <Layers spike={spike} />}
         </div>
-        <div className="stack-tight">
-          <h3>What the step was trained on</h3>
-          <p className="muted">
-            Samples {formatRange(spike.sample_indices[0], spike.sample_indices[1])}
-            {previews.length > 0 ? `; the beginning of ${previews.length} of them:` : "."}
-          </p>
-          <ul className="previews">
-            {previews.map((preview) => (
-              <li key={preview.sample_index}>
-                <span className="sub">
-                  sample {preview.sample_index} {RIGHT} {preview.document_ids.join(", ")}
-                </span>
-                <pre>{preview.text}</pre>
-              </li>
-            ))}
-          </ul>
-          {others.length > 0 && (
-            <details className="plain-details">
-              <summary>{others.length} more {others.length === 1 ? "document" : "documents"}</summary>
-              <p className="mono document-ids">{others.join(", ")}</p>
-            </details>
-          )}
-        </div>
+        {spike.router_at.length > 0 && <Layers spike={spike} />}
+      </div>
+      <div className="stack-tight">
+        <h3>What the step was trained on</h3>
+        <p className="muted">
+          Samples {formatRange(spike.sample_indices[0], spike.sample_indices[1])}
+          {previews.length > 0 ? `; the beginning of ${previews.length} of them:` : "."}
+        </p>
+        <ul className="previews">
+          {previews.map((preview) => (
+            <li key={preview.sample_index}>
+              <span className="sub">
+                sample {preview.sample_index} {RIGHT} {preview.document_ids.join(", ")}
+              </span>
+              <pre>{preview.text}</pre>
+            </li>
+          ))}
+        </ul>
+        {others.length > 0 && (
+          <details className="plain-details">
+            <summary>{others.length} more {others.length === 1 ? "document" : "documents"}</summary>
+            <p className="mono document-ids">{others.join(", ")}</p>
+          </details>
+        )}
       </div>
     </div>
   );

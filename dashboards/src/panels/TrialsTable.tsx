@@ -124,6 +124,9 @@ function columns({ rows, parameters, objective, baselineId, selection, onToggle 
         },
       }),
     ),
+    ...(rows.some(({ trial }) => trial.replica !== null)
+      ? [{ id: "seed", name: "Seed", numeric: true, title: "Which of its configuration's seeds", value: ({ trial }: TrialRow) => trial.replica, cell: ({ trial }: TrialRow) => trial.replica ?? NONE }]
+      : []),
     {
       id: "tokens",
       name: "Tokens",

@@ -11,13 +11,12 @@ export interface SliceAxis {
   readonly log: boolean;
 }
 
-/** The axis of a column of values; `domain` is the parameter's in the space, unknown for those inside of options. */
-export function sliceAxis(values: readonly unknown[], domain: unknown): SliceAxis {
+/** The axis of a column of values; `log` is whether the parameter was searched on a logarithmic scale. */
+export function sliceAxis(values: readonly unknown[], log: boolean): SliceAxis {
   const known = values.filter((value) => value !== null && value !== undefined);
   if (known.length > 0 && known.every((value) => typeof value === "number" && Number.isFinite(value))) {
     const numbers = known as number[];
-    const said = typeof domain === "object" && domain !== null && "log" in domain ? domain.log === true : Math.max(...numbers) > 50 * Math.min(...numbers);
-    return { places: values.map((value) => (typeof value === "number" ? value : null)), names: null, log: said && numbers.every((value) => value > 0) };
+    return { places: values.map((value) => (typeof value === "number" ? value : null)), names: null, log: log && numbers.every((value) => value > 0) };
   }
   const names = [...new Set(known.map(formatSetting))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
   return { places: values.map((value) => (value === null || value === undefined ? null : names.indexOf(formatSetting(value)))), names, log: false };

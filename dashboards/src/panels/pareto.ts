@@ -1,6 +1,7 @@
 /** Trials of an experiment with several objectives as points over two of them. */
 
 import type { Schemas } from "../api/client";
+import { formatCount, formatNumber } from "../lib/format";
 import { metricName } from "./metrics";
 
 /** One of the objectives, the first one included. */
@@ -32,6 +33,11 @@ export function aimsOf(spec: { readonly objective?: unknown; readonly further_ob
     name: `${FIGURES[metric] ?? metricName(metric)}${domain === undefined || domain === "all" ? "" : `, ${domain}`}`,
     better: direction === "maximize" ? "higher" : "lower",
   }));
+}
+
+/** A value as the front's table writes it: large counts with their letter. */
+export function writeValue(value: number | null | undefined): string {
+  return value != null && Math.abs(value) >= 1e4 ? formatCount(value) : formatNumber(value);
 }
 
 type Row = Pick<Schemas["ComparisonRow"], "objective" | "further_values">;
