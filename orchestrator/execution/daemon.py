@@ -71,6 +71,7 @@ class _Launches:
     at: float | None = None
     progress: tuple[int, int] | None = None
     child: "subprocess.Popen[bytes] | None" = None
+    lease_ended_at: float | None = None
 
 
 @dataclass
@@ -202,11 +203,16 @@ class Daemon:
         if launches.child is not None and launches.child.poll() is None:
             # Started, but it has not said so itself yet.
             driver = DriverView(epoch=record.epoch, is_alive=True)
+        if not is_claimable or record.lease_until_ms is None:
+            launches.lease_ended_at = None
+        elif launches.lease_ended_at is None:
+            launches.lease_ended_at = time.monotonic()
         return ExperimentView(
             id=record.id,
             state=record.state,
             epoch=record.epoch,
             has_live_lease=not is_claimable,
+            lease_ended_s=None if launches.lease_ended_at is None else time.monotonic() - launches.lease_ended_at,
             # What never fits gets a driver, which says so and fails it.
             is_admitted=verdict is None or verdict.num_starts > 0 or verdict.never,
             driver=driver,

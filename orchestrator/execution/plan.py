@@ -12,6 +12,9 @@ from orchestrator.states import ExperimentState
 
 MAX_FRUITLESS_LAUNCHES = 5
 """Drivers that may die one after the other without the experiment getting on."""
+_LEASE_GRACE_S = 5.0
+"""A driver renews its lease every second. One that is over and not renewed for so long is over, whatever the clocks of
+leases did; before that the clock may have been set."""
 _MAX_BACKOFF_S = 30.0
 _NEEDS_DRIVER = (
     ExperimentState.QUEUED,
@@ -59,6 +62,7 @@ class ExperimentView:
     Attributes:
         epoch: the current one.
         has_live_lease: somebody has renewed it lately.
+        lease_ended_s: since when, in seconds, the lease has been seen to be over; None if it lives or was given back.
         is_admitted: a trial of it would get a place now; a queued experiment gets no driver before.
         driver: its driver on this host; None if we know of none.
         num_fruitless: drivers launched in a row since the experiment last got on.
@@ -69,6 +73,7 @@ class ExperimentView:
     state: ExperimentState
     epoch: int
     has_live_lease: bool
+    lease_ended_s: float | None = None
     is_admitted: bool = True
     driver: DriverView | None = None
     num_fruitless: int = 0
@@ -152,11 +157,14 @@ def _next_for(experiment: ExperimentView, *, ray_ready: bool) -> Action | None:
     if experiment.state not in _NEEDS_DRIVER:
         return None
     driver = experiment.driver
+    may_be_driven = experiment.has_live_lease or (
+        experiment.lease_ended_s is not None and experiment.lease_ended_s < _LEASE_GRACE_S
+    )
     if driver is not None and driver.is_alive:
-        in_charge = driver.epoch == experiment.epoch and experiment.has_live_lease
+        in_charge = driver.epoch == experiment.epoch and may_be_driven
         return None if in_charge else EndDriver(experiment.id)
     is_ours = driver is not None and driver.epoch == experiment.epoch
-    if experiment.has_live_lease and not is_ours:
+    if may_be_driven and not is_ours:
         return None  # somebody elsewhere drives it
     release = experiment.has_live_lease
     if experiment.state is ExperimentState.CANCELLING:

@@ -111,6 +111,7 @@ class _Launches:
         self.at_ms: int | None = None
         self.progress: Any = None
         self.child: Process | None = None
+        self.lease_ended_ms: int | None = None
 
 
 def daemon(world: World, me: Process) -> Steps:
@@ -158,11 +159,16 @@ def _view(
     view = None if said is None else DriverView(epoch=said[1], is_alive=said[0].is_alive)
     if known.child is not None and known.child.is_alive:
         view = DriverView(epoch=record.epoch, is_alive=True)
+    if not is_claimable or record.lease_until_ms is None:
+        known.lease_ended_ms = None
+    elif known.lease_ended_ms is None:
+        known.lease_ended_ms = world.ms
     return ExperimentView(
         id=record.id,
         state=record.state,
         epoch=record.epoch,
         has_live_lease=not is_claimable,
+        lease_ended_s=None if known.lease_ended_ms is None else (world.ms - known.lease_ended_ms) / 1000,
         driver=view,
         num_fruitless=known.num_fruitless,
         since_launch_s=None if known.at_ms is None else (world.ms - known.at_ms) / 1000,

@@ -12,6 +12,7 @@ from orchestrator.execution.plan import (
     ExperimentView,
     GiveUp,
     Launch,
+    Pause,
     ServiceState,
     ServiceView,
     StartService,
@@ -76,6 +77,17 @@ def test_experiment_without_a_lease_is_taken_over() -> None:
     assert plan(READY, [replace(DRIVEN, driver=None, has_live_lease=False)]) == [Launch("exp_1", release=False)]
 
 
+@pytest.mark.parametrize("driver", [DRIVEN.driver, None])
+def test_lease_that_ends_all_at_once_may_be_a_step_of_the_clock(driver: DriverView | None) -> None:
+    stepped = replace(DRIVEN, driver=driver, has_live_lease=False, lease_ended_s=1.0)
+    assert plan(READY, [stepped]) == []
+    assert plan(READY, [replace(stepped, lease_ended_s=5.0)]) != []
+
+
+def test_dead_driver_is_replaced_at_once_whatever_its_lease() -> None:
+    assert plan(READY, [replace(DEAD, has_live_lease=False, lease_ended_s=0.0)]) == [Launch("exp_1", release=False)]
+
+
 def test_experiment_driven_elsewhere_is_left_alone() -> None:
     assert plan(READY, [replace(DRIVEN, driver=None)]) == []
     assert plan(READY, [replace(DEAD, epoch=2)]) == [], "a newer driver elsewhere holds the lease"
@@ -130,3 +142,15 @@ def test_applying_the_plan_settles() -> None:
                     assert view.driver is not None
                     view = replace(view, driver=replace(view.driver, is_alive=False), has_live_lease=False)
         assert plan(READY, [view]) == []
+
+
+def test_queued_experiment_waits_for_its_first_place() -> None:
+    assert plan(READY, [replace(QUEUED, is_admitted=False)]) == []
+    # One that runs keeps its driver, whoever has the places now.
+    assert plan(READY, [replace(DEAD, is_admitted=False)]) == [Launch("exp_1", release=True)]
+
+
+def test_pause_is_left_to_a_driver_that_lives_and_done_in_place_of_a_dead_one() -> None:
+    assert plan(READY, [replace(DRIVEN, state=ExperimentState.PAUSING)]) == []
+    assert plan(READY, [replace(DEAD, state=ExperimentState.PAUSING)]) == [Pause("exp_1", release=True)]
+    assert plan([], [replace(DEAD, state=ExperimentState.PAUSING)]) == [Pause("exp_1", release=True)], "without Ray"
