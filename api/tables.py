@@ -202,7 +202,7 @@ def validation_view(validation: Validation) -> RenderableType:
     table.add_column()
     parameters = validation.parameters
     trials = f"{validation.num_trials} of the search, {validation.num_baselines} baselines"
-    table.add_row("trials", trials)
+    table.add_row("trials", f"{trials}; {_estimated(validation.trial_range)}  ({validation.trial_range.basis})")
     for found in validation.baseline_matches:
         residual = f"{100 * found.residual:+.2f} %"
         table.add_row("", f"{found.baseline}: {residual} {found.match} at hidden_dim={found.hidden_dim}")
@@ -215,10 +215,29 @@ def validation_view(validation: Validation) -> RenderableType:
         ("training tokens", validation.tokens),
         ("training FLOPs", validation.training_flops),
         ("time", validation.duration),
+        ("device hours", validation.device_hours),
         ("disk", validation.disk),
         ("trials at a time", validation.max_parallel_trials),
     ):
         table.add_row(name, f"{_estimated(estimated)}  ({estimated.basis})")
+    for device in validation.devices:
+        name = f"{device.num_nodes} x {device.cpus:g} CPUs, {device.gpus:g} GPUs, {device.memory_gib:.3g} GiB"
+        table.add_row("fits on", f"{name}: {device.num_fitting} of {device.num_tried} points tried")
+    for phase in validation.phases:
+        table.add_row("search", f"{phase.num_points} {phase.what}")
+    for rung in validation.rungs:
+        counts = "as the values say"
+        if rung.arriving is not None and rung.passing is not None:
+            counts = f"about {rung.arriving:g} arrive, {rung.passing:g} go on"
+        table.add_row("rung", f"{rung.tokens:,} tokens: {counts}")
+    for index, point in enumerate(validation.sample):
+        values = ", ".join(f"{path}={value}" for path, value in point.params.items()) or "the base"
+        takes = point.problem or f"{count(point.active_parameters)} active parameters, {point.memory_gib:.3g} GiB"
+        table.add_row(f"e.g. {index + 1}", f"{values}: {takes}")
+    if validation.warm_start is not None:
+        table.add_row("warm start", f"{validation.warm_start.num_used} trials of other experiments")
+        for skipped in validation.warm_start.skipped:
+            table.add_row("", f"{skipped.num_trials} of {skipped.experiment_id} not: {skipped.reason}")
     for warning in validation.warnings:
         table.add_row("warning", Text(warning, style="yellow"))
     return table

@@ -4,31 +4,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from api.answers import warm_start_read
 from api.schemas.experiments import (
     BaselineMatch,
+    DeviceFit,
     Estimated,
     MemoryNeeded,
     ParameterCounts,
+    RungPreview,
+    SampledPoint,
     SearchedParameter,
+    SearchPhase,
     Validation,
 )
 from orchestrator import estimate as estimates
+from orchestrator import preview
 from orchestrator.admission import Admitted
 from orchestrator.capacity import Capacity
 from orchestrator.search.matches import baseline_matches
 from orchestrator.search.rungs import rung_tokens
 from orchestrator.search.space import Parameter, parameters
+from orchestrator.search.warm_start import WarmStart
 from orchestrator.spec import ChoiceDomain, FloatDomain, IntDomain, Resources
 
 
 def validation(
-    admitted: Admitted, capacity: Capacity | None, summaries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    admitted: Admitted,
+    capacity: Capacity | None,
+    summaries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    warm: WarmStart | None = None,
 ) -> Validation:
     """What submitting the spec would mean.
 
     Args:
         capacity: what the cluster holds, as far as it is known.
         summaries: resources and RunSummary of trials that ran here; those with the same resources tell the pace.
+        warm: what the search would start with.
     """
     spec = admitted.spec
     measured = [
@@ -39,6 +50,7 @@ def validation(
         and Resources.model_validate(used) == spec.resources
     ]
     found = estimates.estimate(spec, capacity=capacity, measured=measured)
+    warm_warnings = [] if warm is None else list(warm.warnings)
     return Validation(
         spec=spec.model_dump(mode="json"),
         num_trials=found.num_trials,
@@ -65,9 +77,21 @@ def validation(
         duration=_estimated(found.duration),
         disk=_estimated(found.disk),
         max_parallel_trials=_estimated(found.max_parallel_trials),
+        trial_range=_estimated(preview.trial_range(spec, capacity)),
+        device_hours=_estimated(preview.device_hours(spec, found)),
+        devices=[DeviceFit(**vars(fit)) for fit in preview.device_fits(spec, capacity)],
+        sample=[_sampled(point) for point in preview.sampled_points(spec, capacity)],
+        phases=[SearchPhase(**vars(phase)) for phase in preview.phases(spec)],
+        rungs=[RungPreview(**vars(rung)) for rung in preview.rung_previews(spec)],
+        warm_start=None if warm is None else warm_start_read(warm),
         rung_tokens=list(rung_tokens(spec)),
-        warnings=admitted.warnings,
+        warnings=[*admitted.warnings, *warm_warnings],
     )
+
+
+def _sampled(point: preview.SampledPoint) -> SampledPoint:
+    config = None if point.config is None else point.config.model_dump(mode="json")
+    return SampledPoint.model_validate({**vars(point), "config": config})
 
 
 def _estimated(figure: estimates.Estimated) -> Estimated:

@@ -73,7 +73,9 @@ def validate_experiment(document: SpecDocument, database: DatabaseOf) -> Validat
         known = capacity_of(work.services.get("ray"))
         summaries = recent_summaries(work.connection)
     admitted = admit(document, capacity=known)
-    return validation(admitted, known, summaries)
+    with database.read() as work:
+        warm = work.warm_starts.found(admitted.spec)
+    return validation(admitted, known, summaries, warm)
 
 
 @router.get("/experiments", operation_id="list_experiments")

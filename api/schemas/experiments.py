@@ -67,7 +67,8 @@ class ExperimentSummary(Answer):
     further_objectives: list[FurtherObjective]
     """What else is optimised; `best` goes by `objective` alone."""
     num_trials: int
-    """Trials of the search plus baselines, as planned."""
+    """Trials of the search plus baselines, as planned, or as many as there are: copies within a population and trials
+    that were added by hand come on top."""
     trial_counts: TrialCounts
     best: BestTrial | None
     baseline: BaselineBest | None
@@ -166,6 +167,49 @@ class BaselineMatch(Answer):
     """How much more the baseline has, as a share of what the base has; negative if it has less."""
 
 
+class SearchPhase(Answer):
+    """A part of the search, in words, and how many points it makes."""
+
+    what: str
+    num_points: int
+
+
+class RungPreview(Answer):
+    """What a rung is expected to let through, of trials that arrive in an order that says nothing about them."""
+
+    rung: int
+    tokens: int
+    """Of the base configuration."""
+    arriving: float | None
+    """Points; null where the rule depends on the values."""
+    passing: float | None
+
+
+class SampledPoint(Answer):
+    """A point of the space with its complete configuration and what that takes."""
+
+    params: dict[str, Scalar]
+    config: dict[str, Any] | None = Field(json_schema_extra=shown_as("TrainConfig"))
+    problem: str | None
+    """Why it cannot run; null if it can."""
+    total_parameters: int | None
+    active_parameters: int | None
+    flops_per_token: float | None
+    memory_gib: float | None
+    """Of one worker."""
+
+
+class DeviceFit(Answer):
+    """How many of the points that were tried fit on the nodes of one kind, by the memory of the node."""
+
+    num_nodes: int
+    cpus: float
+    gpus: float
+    memory_gib: float
+    num_fitting: int
+    num_tried: int
+
+
 class Validation(Answer):
     """What would happen if the spec were submitted. Nothing is stored."""
 
@@ -195,5 +239,18 @@ class Validation(Answer):
     disk: Estimated
     max_parallel_trials: Estimated
     """How many trials this installation runs at a time."""
+    trial_range: Estimated
+    """All trials, baselines and seeds included."""
+    device_hours: Estimated
+    """Of all devices together: GPU h, or CPU h."""
+    devices: list[DeviceFit]
+    """The nodes by kind, largest memory first; empty while the cluster is not known."""
+    sample: list[SampledPoint]
+    """Up to 5 points: what is enqueued, then the first of a grid, else draws from the space."""
+    phases: list[SearchPhase]
+    """How the search would unfold."""
+    rungs: list[RungPreview]
+    warm_start: WarmStartRead | None
+    """What the search would learn from other experiments now; null if it names none."""
     rung_tokens: list[int]
     warnings: list[str]
