@@ -187,10 +187,11 @@ def _summaries(work: Work, records: Sequence[ExperimentRecord]) -> list[dict[str
     rows: list[dict[str, Any]] = []
     for record in records:
         spec = ExperimentSpec.model_validate(record.spec)
-        num_trials = (num_search_trials(spec) + len(spec.baselines)) * spec.replicas
+        num_proposed = sum(record.trial_counts.values())
+        num_trials = max((num_search_trials(spec) + len(spec.baselines)) * spec.replicas, num_proposed)
         eta_s = None
         if not is_terminal(record.state):
-            eta_s = remaining_s(pace[record.id], num_trials=num_trials, num_proposed=sum(record.trial_counts.values()))
+            eta_s = remaining_s(pace[record.id], num_trials=num_trials, num_proposed=num_proposed)
         rows.append(
             {
                 "id": record.id,

@@ -92,6 +92,12 @@ def caveats_of(
             "With several objectives no order is the right one: trials on the Pareto front are ranked first, and those "
             f"by {spec.objective.metric}."
         )
+    copies = [trial.number for trial in ranked if trial.parent_trial_id is not None]
+    if copies:
+        found.append(
+            f"What came of {_listed(copies)} is that of the values of their parents, too: they went on from their "
+            "checkpoints, so such a result belongs to a schedule and not to one configuration."
+        )
     num_pruned = sum(trial.state is TrialState.PRUNED for trial in trials)
     if num_pruned:
         found.append(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.search.draw import holds
 from orchestrator.search.population import copy_of, explored, generation
+from orchestrator.search.rank import compare
 from orchestrator.search.space import parameters
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState
@@ -154,3 +155,12 @@ def test_copy_may_go_on_from_its_parent_s_checkpoint(number: int) -> None:
 
 def test_base_of_the_tests_is_what_they_say() -> None:
     assert train_document()["model"]["moe"]["balancing"][0]["coefficient"] == 0.01
+
+
+def test_comparison_says_that_a_copy_s_result_is_not_its_configuration_s_alone() -> None:
+    parent = trial_record(SPEC, 0, POINT, objective=2.0)
+    copy = trial_record(SPEC, 1, POINT, objective=1.0, parent_trial_id=parent.id)
+    assert any(
+        "trial 1 is that of the values of their parents" in caveat for caveat in compare(SPEC, [parent, copy]).caveats
+    )
+    assert not any("parents" in caveat for caveat in compare(SPEC, [parent]).caveats)
