@@ -25,6 +25,7 @@ from orchestrator.schedulers import HalvingSection, HyperbandScheduler, MedianSc
 from orchestrator.search.cma import population_size
 from orchestrator.search.draw import draw
 from orchestrator.search.grid import grid_point, num_search_trials
+from orchestrator.search.population import num_copies
 from orchestrator.search.rungs import rung_tokens
 from orchestrator.search.space import parameters, resolve
 from orchestrator.search.trial_points import sample_points
@@ -234,13 +235,15 @@ def trial_range(spec: ExperimentSpec, capacity: Capacity | None) -> Estimated:
     feasible = sum(sampled.problem is None for sampled in tried)
     searched = num_search_trials(spec) * spec.replicas
     fixed = len(spec.baselines) * spec.replicas
+    copies = num_copies(spec)
+    population = f"; {copies} of them copies within the population" if copies else ""
     return Estimated(
-        value=float(searched + fixed),
+        value=float(searched + fixed + copies),
         low=float(round(searched * feasible / len(tried)) + fixed),
-        high=float(searched + fixed),
+        high=float(searched + fixed + copies),
         unit="trials",
-        basis=f"{feasible} of {len(tried)} points tried can run; the low end without the others; trials that are tried "
-        "again or added by hand not counted",
+        basis=f"{feasible} of {len(tried)} points tried can run; the low end without the others{population}; trials "
+        "that are tried again or added by hand not counted",
     )
 
 

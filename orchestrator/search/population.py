@@ -14,6 +14,7 @@ from orchestrator.search.constraints import parse_constraint
 from orchestrator.search.draw import derived_seed, value_at
 from orchestrator.search.grid import AnyDomain, lattice_point, num_search_trials
 from orchestrator.search.points import is_paused
+from orchestrator.search.rungs import rung_tokens
 from orchestrator.search.space import active, parameters, resolve, violation
 from orchestrator.search.stop import Decision, RungDecision, cost_of
 from orchestrator.search.waiting import Verdict
@@ -107,6 +108,14 @@ def copy_of(spec: ExperimentSpec, parent: TrialRecord, checkpoint: CheckpointRec
         if not fork_problems(before, config, step=checkpoint.step):
             return Proposal(params=point, config=config, parent=checkpoint)
     return Proposal(params=dict(parent.params), config=before.model_copy(update={"start": start}), parent=checkpoint)
+
+
+def num_copies(spec: ExperimentSpec) -> int:
+    """How many trials come on top of the population, if none of its members fails; 0 without a population."""
+    scheduler = spec.scheduler
+    if not isinstance(scheduler, PBTScheduler):
+        return 0
+    return int(num_search_trials(spec) * scheduler.quantile + 1e-9) * len(rung_tokens(spec))
 
 
 def explored(spec: ExperimentSpec, params: Mapping[str, Scalar], *, number: int, attempt: int = 0) -> dict[str, Scalar]:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.preview import trial_range
 from orchestrator.search.draw import holds
-from orchestrator.search.population import copy_of, explored, generation
+from orchestrator.search.population import copy_of, explored, generation, num_copies
 from orchestrator.search.rank import compare
 from orchestrator.search.space import parameters
 from orchestrator.spec import ExperimentSpec
@@ -63,6 +64,12 @@ def test_worst_quarter_ends_and_copies_of_the_best_quarter_go_on() -> None:
     assert decisions["trl_6"].explanation == (
         f"rank 7 of 8 at rung 0 with 6.0000; a changed copy of trial {parent} goes on in its place"
     )
+
+
+def test_number_of_copies_is_known_before() -> None:
+    # Budget 16,384 tokens, rungs every 2048: seven of them, two copies at each.
+    assert num_copies(SPEC) == 14
+    assert trial_range(SPEC, None).high == 8 + 14
 
 
 @given(st.permutations(range(8)))
