@@ -7,6 +7,7 @@ from orchestrator.capacity import Capacity
 from orchestrator.errors import SpecProblem, SpecRejected
 from orchestrator.parsing import parse_domain
 from orchestrator.samplers import BruteForceSampler, GridSampler
+from orchestrator.schedulers import PBTScheduler
 from orchestrator.screening import pointer, shown
 from orchestrator.search.draw import holds
 from orchestrator.search.grid import AnyDomain, num_search_trials
@@ -45,6 +46,16 @@ def extended(
                 message=f"num_trials={num_trials} is the number of trials in all, and the search has made {num_before}",
                 given=num_trials,
                 allowed=f"more than {num_before}",
+            )
+        )
+    if isinstance(spec.scheduler, PBTScheduler):
+        problems.append(
+            SpecProblem(
+                pointer="/num_trials",
+                code="fixed_population",
+                message="num_trials of a pbt experiment is its population, whose members go on side by side; others "
+                "could not join what has ended; submit another experiment, or fork a trial",
+                given=num_trials,
             )
         )
     if space and isinstance(spec.sampler, GridSampler | BruteForceSampler):

@@ -61,6 +61,13 @@ def test_a_domain_covers_another_if_it_has_all_its_values(
             "/space",
             "fixed_grid",
         ),
+        (
+            {"scheduler": {"kind": "pbt", "min_tokens": 2048, "interval_tokens": 2048}},
+            9,
+            {},
+            "/num_trials",
+            "fixed_population",
+        ),
     ],
 )
 def test_an_extension_that_forgets_trials_is_refused(
