@@ -88,6 +88,10 @@ def tags(
         "evenload.number": str(trial.number),
         "evenload.kind": trial.kind.value,
         "evenload.label": trial.label,
+        # To group the seeds of a configuration, and to follow a copy within a population.
+        "evenload.point": trial.point,
+        "evenload.replica": trial.replica,
+        "evenload.parent_trial_id": trial.parent_trial_id,
         "evenload.state": trial.state.value,
         "evenload.cause": None if trial.cause is None else trial.cause.value,
         "evenload.reason": trial.reason or None,

@@ -14,8 +14,9 @@ from orchestrator.search.propose import propose
 from orchestrator.search.replicates import interval, results_by_point, t_quantile
 from orchestrator.search.waiting import due, on_arrival
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import Cause, TrialState
-from orchestrator.store.records import RungDecision, TrialKind, TrialRecord
+from orchestrator.states import Cause, ExperimentState, TrialState
+from orchestrator.store.records import ExperimentRecord, RungDecision, TrialKind, TrialRecord
+from orchestrator.tracking.record import tags
 from tests.support.records import rung_record, trial_record
 from tests.support.specs import experiment_spec
 
@@ -196,3 +197,29 @@ def test_failed_seeds_are_counted_and_rank_behind() -> None:
 def test_without_replicas_there_are_no_points_to_show() -> None:
     spec = experiment_spec()
     assert results_by_point(spec, [trial_record(spec, 0, {"optimizer.lr": 0.001}, objective=1.0)]) == ()
+
+
+def test_mlflow_can_group_the_seeds_of_a_point() -> None:
+    experiment = ExperimentRecord(
+        id="exp_0",
+        name="seeds",
+        state=ExperimentState.RUNNING,
+        reason="",
+        since_ms=0,
+        document={},
+        spec={},
+        warnings=(),
+        sequence=0,
+        epoch=1,
+        lease_owner=None,
+        lease_until_ms=None,
+        lease_boot_id=None,
+        mlflow_experiment_id=None,
+        created_at_ms=0,
+        finished_at_ms=None,
+        trial_counts={},
+    )
+    found = tags(experiment, replica(SPEC, 4, 2, objective=1.0), None, num_runs=1)
+    assert (found["evenload.point"], found["evenload.replica"]) == ("4", "2")
+    alone = trial_record(experiment_spec(), 0, {"optimizer.lr": 0.001}, objective=1.0)
+    assert "evenload.point" not in tags(experiment, alone, None, num_runs=1)
