@@ -58,6 +58,16 @@ def extended(
                 given=num_trials,
             )
         )
+    if spec.synchronous and num_before % spec.batch_size:
+        problems.append(
+            SpecProblem(
+                pointer="/num_trials",
+                code="partial_batch",
+                message=f"the last batch of the synchronous experiment has {num_before % spec.batch_size} of "
+                f"{spec.batch_size} trials and was decided with these; submit another experiment",
+                given=num_trials,
+            )
+        )
     if space and isinstance(spec.sampler, GridSampler | BruteForceSampler):
         problems.append(
             SpecProblem(

@@ -61,6 +61,7 @@ def test_a_domain_covers_another_if_it_has_all_its_values(
             "/space",
             "fixed_grid",
         ),
+        ({"synchronous": True, "batch_size": 5}, 10, {}, "/num_trials", "partial_batch"),
         (
             {"scheduler": {"kind": "pbt", "min_tokens": 2048, "interval_tokens": 2048}},
             9,
