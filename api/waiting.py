@@ -12,8 +12,10 @@ def experiment_reason(record: ExperimentRecord, standings: Standings) -> str:
     if record.state is ExperimentState.QUEUED:
         return _for_places(record.id, standings)
     claimant = standings.claimants.get(record.id)
-    if record.state is ExperimentState.RUNNING and claimant is not None and not claimant.num_running:
-        return _for_places(record.id, standings) if record.id in standings.verdicts else "starting its driver"
+    holds_nothing = claimant is None or not claimant.num_running
+    if record.state is ExperimentState.RUNNING and holds_nothing:
+        waits = record.id in standings.verdicts or not standings.is_served
+        return _for_places(record.id, standings) if waits else record.reason
     return record.reason
 
 
