@@ -1,165 +1,191 @@
-"""How fast the forwarder is, and what MLflow costs training: `python -m benchmarks.forwarder --json`.
+"""How fast the forwarder brings points to MLflow: `python -m benchmarks.forwarder --json`.
 
-    points_per_s       points that a real MLflow server (one worker, SQLite, on this machine) takes in from us
-    step_black_holed   median duration of a training step while a forwarder process waits for an MLflow that takes
-                       connections and never answers, over the same without a forwarder; in turns, the least of several
-
-Training never talks to MLflow: what it could feel is a second process at work, which runs at a lower priority.
+A trial is trained, and its telemetry brought to a real MLflow server (one worker, SQLite, on this machine) as the
+forwarder does it: read from the chunks, made into points, every step of every metric, sent in batches, acknowledged.
+Points per second on the clock are of the machine and of whatever else it does. Per second of processor time, ours and
+the server's together, hardly are: the two take turns, so on an idle machine the clock shows the same and the waiting
+for the disk.
 """
 
 import argparse
 import json
-import os
-import platform
-import signal
-import socket
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from orchestrator.execution import processes
-from orchestrator.execution.conductor import Conductor, Places
-from orchestrator.home import logs_folder
-from orchestrator.spec import ExperimentSpec
-from orchestrator.store.migrate import upgrade
-from orchestrator.store.session import database_url, open_database
-from orchestrator.tracking import server
-from orchestrator.tracking.chunks import columns
-from orchestrator.tracking.record import Point
+from orchestrator.execution.processes import ProcessIdentity
+from orchestrator.spec import Tracking
+from orchestrator.tracking import record, server
 from orchestrator.tracking.remote import Remote
+from orchestrator.tracking.series import RunFolder, Source
 from trainer import worker
-from trainer.config.run import RunReport, RunRequest
+from trainer.config import TrainConfig
+from trainer.config.run import RunRequest
+from trainer.data.shards import default_cache_dir
 
-NUM_KEYS, NUM_STEPS = 100, 200
-NUM_ROUNDS = 2
-_DURATION = "throughput/step_duration_s"
+ROUNDS = 5
 START_TIMEOUT_S = 180.0
+EVERY_STEP = Tracking(mlflow_points="all")
 
-TRIAL_STEPS, SEQ_LEN, BATCH = 60, 64, 16
-SPEC = {
-    "name": "benchmark",
-    "base": {
+NUM_STEPS, SEQ_LEN, BATCH = 240, 16, 4
+CONFIG = TrainConfig.model_validate(
+    {
         "model": {
             "vocab_size": 1024,
-            "dim": 128,
-            "num_layers": 2,
-            "hidden_dim": 256,
-            "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
-            "moe": {"num_experts": 8, "top_k": 2, "hidden_dim": 128},
+            "dim": 32,
+            "num_layers": 4,
+            "hidden_dim": 32,
+            "attention": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16},
+            "moe": {"num_experts": 8, "top_k": 2, "hidden_dim": 16},
         },
-        "data": {"mixture": {"legal": 1}, "tokenizer": "bpe-1024", "seq_len": SEQ_LEN},
+        "data": {"mixture": {"legal": 1, "speeches": 1}, "tokenizer": "bpe-1024", "seq_len": SEQ_LEN},
         "optimizer": {"lr": 1e-3},
         "loop": {
-            "budget_tokens": TRIAL_STEPS * SEQ_LEN * BATCH,
+            "budget_tokens": NUM_STEPS * SEQ_LEN * BATCH,
             "global_batch_size": BATCH,
             "micro_batch_size": BATCH,
-            "log_every_steps": 5,
-            "checkpoint_every_tokens": TRIAL_STEPS * SEQ_LEN * BATCH // 10,
+            "evaluate_every_tokens": NUM_STEPS * SEQ_LEN * BATCH // 4,
         },
-    },
-    "num_trials": 1,
-}
+    }
+)
+"""Small: what is measured is the way from the telemetry on, and only how many layers there are matters to it."""
 
 
-def points() -> Iterator[Point]:
-    """As many as a long run sends: every key at every step."""
-    for step in range(NUM_STEPS):
-        for key in range(NUM_KEYS):
-            yield Point(f"router/metric_{key}/mean", 1.0 / (step + key + 1), 1_700_000_000_000 + 1000 * step, step)
+@dataclass(frozen=True)
+class Measurement:
+    """One trial brought to a run of its own.
+
+    Attributes:
+        points: how many.
+        wall_s: from the first byte read to the last batch acknowledged.
+        our_cpu_s, server_cpu_s: processor time of this process and of the server meanwhile.
+    """
+
+    points: int
+    wall_s: float
+    our_cpu_s: float
+    server_cpu_s: float
 
 
-def points_per_s() -> float:
-    """What a fresh server takes in."""
-    with tempfile.TemporaryDirectory(prefix="evenload-benchmark-") as folder:
-        identity, url, child = server.start_server(Path(folder))
-        try:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while not server.is_healthy(url):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"MLflow did not answer within {START_TIMEOUT_S:.0f} s")
-                time.sleep(0.1)
-            remote = Remote(url)
-            experiment_id = remote.experiment("benchmark")
-            run_id = remote.run(experiment_id, key="k", value="v", name="benchmark", start_ms=0, tags={})
-            started_s = time.perf_counter()
-            remote.log_points(run_id, points())
-            return NUM_KEYS * NUM_STEPS / (time.perf_counter() - started_s)
-        finally:
-            server.stop_server(identity)
-            child.wait()
+@dataclass(frozen=True)
+class Report:
+    """Everything one run measured, and the figures that goals are held against: of the best and the median round."""
+
+    rounds: int
+    measurements: list[Measurement]
+
+    @property
+    def points_per_s(self) -> list[float]:
+        """Of every round, on the clock."""
+        return [each.points / each.wall_s for each in self.measurements]
+
+    @property
+    def points_per_cpu_s(self) -> list[float]:
+        """Of every round, per second of processor time."""
+        return [each.points / (each.our_cpu_s + each.server_cpu_s) for each in self.measurements]
+
+    def as_json(self) -> str:
+        rates = {"points_per_s": self.points_per_s, "points_per_cpu_s": self.points_per_cpu_s}
+        kinds = {
+            "ratios": {name: round(max(of)) for name, of in rates.items()},
+            "median_ratios": {name: round(statistics.median(of)) for name, of in rates.items()},
+        }
+        return json.dumps({**asdict(self), **kinds}, indent=2)
+
+    def as_table(self) -> str:
+        lines = ["points per s   wall ms   our CPU ms   server's CPU ms   (per 1000 points)"]
+        for each, rate in zip(self.measurements, self.points_per_s, strict=True):
+            per_thousand = [1e6 * taken / each.points for taken in (each.wall_s, each.our_cpu_s, each.server_cpu_s)]
+            lines.append(f"{rate:12.0f}{per_thousand[0]:10.1f}{per_thousand[1]:13.1f}{per_thousand[2]:18.1f}")
+        return "\n".join(lines)
 
 
 @contextmanager
-def black_hole() -> Iterator[str]:
-    """The URL of a server that takes connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def step_s(root: Path, uri: str | None) -> float:
-    """The median step of a trial in this process, with a forwarder to `uri` beside it, if it is given."""
-    root.mkdir()
-    upgrade(database_url(root))
-    database = open_database(database_url(root))
-    forwarder = None
-    if uri is not None:
-        forwarder = processes.start_module(
-            "orchestrator.tracking.forwarder",
-            [],
-            log=logs_folder(root) / "forwarder.log",
-            environment=processes.child_environment({"EVENLOAD_HOME": str(root), "EVENLOAD_MLFLOW_URI": uri}),
-        )
-        time.sleep(5.0)  # it starts up, which is not what is measured
+def mlflow_server(root: Path) -> Iterator[tuple[str, ProcessIdentity]]:
+    """A server of its own that answers: its URL and its process."""
+    identity, url, child = server.start_server(root)
     try:
-        with database.transaction() as work:
-            spec = ExperimentSpec.model_validate(SPEC)
-            experiment_id = work.experiments.submit(spec, document=SPEC).experiment.id
-            epoch = work.experiments.claim(experiment_id, owner="benchmark", ttl_s=600)
-        assert epoch is not None, "nobody else claims it"
-        places = Places(max_concurrent=1, num_threads=1, use_gpu=False)
-        conductor = Conductor(database, root, experiment_id=experiment_id, epoch=epoch, places=places)
-        conductor.recover()
-        request = conductor.next_run()
-        assert isinstance(request, RunRequest), "one trial is to run"
-
-        def take(report: RunReport) -> None:
-            conductor.report(request.run_id, report)
-
-        worker.run(request, take)
-        return float(np.median(columns([Path(request.folder)], "scalars", [_DURATION])[_DURATION]))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not server.is_healthy(url):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"MLflow did not answer within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.1)
+        yield url, identity
     finally:
-        database.close()
-        if forwarder is not None:
-            os.kill(forwarder.pid, signal.SIGTERM)
-            forwarder.wait()
+        server.stop_server(identity)
+        child.wait()
 
 
-def step_black_holed() -> float:
-    """The ratio of the module's docstring."""
-    least = {False: float("inf"), True: float("inf")}
-    with tempfile.TemporaryDirectory(prefix="evenload-benchmark-") as folder, black_hole() as url:
-        for round_ in range(NUM_ROUNDS):
-            for failing in least:
-                duration_s = step_s(Path(folder) / f"{round_}-{failing}", url if failing else None)
-                least[failing] = min(least[failing], duration_s)
-    return least[True] / least[False]
+def train(folder: Path) -> None:
+    """Leaves the telemetry of a run of `CONFIG` in `folder`."""
+    request = RunRequest(run_id="run", config=CONFIG, folder=str(folder), cache_folder=str(default_cache_dir()))
+    worker.run(request, lambda _: None)
 
 
-def main() -> None:
-    """Prints the figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.forwarder", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    as_json = parser.parse_args().json
-    figures = {"points_per_s": round(points_per_s()), "step_black_holed": round(step_black_holed(), 3)}
-    if as_json:
-        print(json.dumps({"machine": platform.processor() or platform.machine(), **figures}))
-    else:
-        for name, value in figures.items():
-            print(f"{name:18} {value}")
+def source_at(folder: Path) -> Source:
+    """The trial whose only run is in `folder`."""
+    return Source(id="trial", runs=(RunFolder("run", folder),))
+
+
+def bring(source: Source, remote: Remote, experiment_id: str, *, name: str, leader: ProcessIdentity) -> Measurement:
+    """Brings a trial to the MLflow run `name`."""
+    run_id = remote.run(experiment_id, key="benchmark", value=name, name=name, start_ms=0, tags={})
+    number = 0
+
+    def counted() -> Iterator[record.Point]:
+        nonlocal number
+        for point in record.points(source, CONFIG, EVERY_STEP, after=-1, until=None):
+            number += 1
+            yield point
+
+    before = (time.perf_counter(), time.process_time(), _cpu_s(leader))
+    remote.log_points(run_id, counted())
+    after = (time.perf_counter(), time.process_time(), _cpu_s(leader))
+    wall_s, our_cpu_s, server_cpu_s = (end - start for start, end in zip(before, after, strict=True))
+    return Measurement(number, wall_s, our_cpu_s, server_cpu_s)
+
+
+def run(*, rounds: int = ROUNDS) -> Report:
+    """Returns the measurements; each round brings the same trial to another MLflow run of the same server."""
+    with tempfile.TemporaryDirectory(prefix="evenload-benchmark-") as folder:
+        train(Path(folder) / "run")
+        with mlflow_server(Path(folder) / "home") as (url, leader):
+            remote = Remote(url)
+            experiment_id = remote.experiment("benchmark")
+            # The first request to a fresh server is not what is measured.
+            remote.run(experiment_id, key="benchmark", value="warm", name="warm", start_ms=0, tags={})
+            brought = []
+            for number in range(rounds):
+                # A copy has not been read before, as what a forwarder brings has not.
+                copy = shutil.copytree(Path(folder) / "run", Path(folder) / f"run-{number}")
+                measured = bring(source_at(copy), remote, experiment_id, name=f"round {number}", leader=leader)
+                brought.append(measured)
+    return Report(rounds, brought)
+
+
+def _cpu_s(leader: ProcessIdentity) -> float:
+    """Processor time of all processes of a session so far."""
+    taken = 0.0
+    for process in processes.session_members(leader):
+        times = process.cpu_times()
+        taken += times.user + times.system
+    return taken
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and prints a table, or JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forwarder", description="Points per second to MLflow.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    report = run(rounds=options.rounds)
+    print(report.as_json() if options.json else report.as_table())
 
 
 if __name__ == "__main__":

@@ -84,6 +84,17 @@ def _of_attentions(results: Results, kind: str) -> list[float]:
     ]
 
 
+def _of_forwarder(rate: str) -> Callable[[Results, str], list[float]]:
+    return lambda results, kind: [results["forwarder"]["report"][kind][rate]]
+
+
+def _of_outages(clock: str) -> Callable[[Results, str], list[float]]:
+    def values(results: Results, kind: str) -> list[float]:
+        return [each[kind][clock] for each in results["outage"]["report"]["measurements"]]
+
+    return values
+
+
 GOALS = (
     Goal("MoE layer over matmuls of the same FLOPs, E <= 16", 1.5, _of_layers(lambda number: number <= 16)),
     Goal("MoE layer over matmuls of the same FLOPs, E = 64", 2.1, _of_layers(lambda number: number == 64)),
@@ -94,6 +105,10 @@ GOALS = (
     Goal("tokens/s over transformers', E = 64", 1.25, _of_steps("transformers_to_moe", 64), at_least=True),
     Goal("telemetry, share of a step, E = 16", 0.02, _of_steps("telemetry_overhead", 16), percent=True),
     Goal("telemetry, share of a step, E = 64", 0.06, _of_steps("telemetry_overhead", 64), percent=True),
+    Goal("points to MLflow per second of CPU time", 5000, _of_forwarder("points_per_cpu_s"), at_least=True),
+    Goal("points to MLflow per second", 5000, _of_forwarder("points_per_s"), at_least=True),
+    Goal("step while MLflow fails over step without, CPU", 1.02, _of_outages("cpu")),
+    Goal("step while MLflow fails over step without, wall", 1.02, _of_outages("wall")),
 )
 
 

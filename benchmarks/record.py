@@ -1,7 +1,7 @@
 """Runs benchmarks and keeps their results: `python -m benchmarks.record [NAME ...]`.
 
 Writes `benchmarks/results/NAME.json`: the machine with versions, date and commit, and the report. `benchmarks.goals`
-makes the table of docs/benchmarks.md from these files. Takes about ten minutes on two idle cores.
+makes the table of docs/benchmarks.md from these files. Takes about fifteen minutes on two idle cores.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from benchmarks import attention, kernels, step
+from benchmarks import attention, forwarder, kernels, outage, search, step
 from benchmarks.machine import RESULTS, machine
 
 
@@ -28,6 +28,9 @@ BENCHMARKS: dict[str, Callable[[], AnyReport]] = {
     "kernels": lambda: kernels.run(device="cpu", dtype=torch.float32, rounds=8, shapes=kernels.CPU_SHAPES),
     "attention": lambda: attention.run(device="cpu", dtype=torch.float32, rounds=5, shapes=attention.CPU_SHAPES),
     "step": lambda: step.run(rounds=4),
+    "forwarder": lambda: forwarder.run(rounds=5),
+    "outage": lambda: outage.run(rounds=12),
+    "search": lambda: search.run(rounds=15),
 }
 
 
