@@ -251,25 +251,21 @@ class Daemon:
         )
 
     def _settle(self, action: Cancel | Pause | GiveUp, state: ExperimentState, reason: str) -> None:
-        epoch = self._claim(action.experiment_id, release=action.release)
-        if epoch is None:
-            return
+        id = action.experiment_id
 
         def change(work: Work) -> None:
+            # Claimed and settled at once: a daemon that dies in between would leave a lease that nobody renews.
+            epoch = _claimed(work, id, release=action.release)
+            if epoch is None:
+                return
             if state is ExperimentState.PAUSED:
-                work.trials.lose_runs(action.experiment_id, epoch=epoch, reason=reason, counts=False)
-            work.experiments.settle(action.experiment_id, epoch=epoch, state=state, reason=reason)
+                work.trials.lose_runs(id, epoch=epoch, reason=reason, counts=False)
+            work.experiments.settle(id, epoch=epoch, state=state, reason=reason)
 
         self._database.run(change)
 
     def _claim(self, experiment_id: str, *, release: bool) -> int | None:
-        def change(work: Work) -> int | None:
-            if release:
-                work.experiments.release(experiment_id, epoch=work.experiments.get(experiment_id).epoch)
-            owner = f"{os.uname().nodename} pid {os.getpid()}"
-            return work.experiments.claim(experiment_id, owner=owner, ttl_s=_LAUNCH_TTL_S)
-
-        return self._database.run(change)
+        return self._database.run(lambda work: _claimed(work, experiment_id, release=release))
 
     def _driver(self, experiment_id: str) -> ProcessIdentity | None:
         """The driver that last said it was there, alive or not."""
@@ -299,6 +295,14 @@ class Daemon:
 
     def _report(self, state: str) -> None:
         self._database.run(lambda work: work.services.report("orchestrator", state=state, pid=os.getpid(), detail={}))
+
+
+def _claimed(work: Work, experiment_id: str, *, release: bool) -> int | None:
+    """The epoch under which this daemon has the experiment now; None if it needs nobody (any more)."""
+    if release:
+        work.experiments.release(experiment_id, epoch=work.experiments.get(experiment_id).epoch)
+    owner = f"{os.uname().nodename} pid {os.getpid()}"
+    return work.experiments.claim(experiment_id, owner=owner, ttl_s=_LAUNCH_TTL_S)
 
 
 def _progress(work: Work, record: ExperimentRecord) -> tuple[int, int]:

@@ -49,19 +49,19 @@ class _Driver:
             lambda work: ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
         )
         self.live: dict[str, Process] = {}
-        self.cancelling = False
+        self.stopping: ExperimentState | None = None
 
     def run(self) -> Steps:
         yield from self.persist(
             lambda work: work.trials.lose_runs(self.id, epoch=self.epoch, reason="its driver was lost", counts=False)
         )
         yield from self.decide_batches()
-        while self.live or not (self.cancelling or self.is_finished()):
+        while self.live or not (self.stopping or self.is_finished()):
             yield
             while self.me.inbox:
                 yield from self.take(self.me.inbox.popleft())
             yield from self.note_ends()
-            if not self.cancelling:
+            if not self.stopping:
                 yield from self.start_next()
         yield from self.persist(self.settle)
 
@@ -76,8 +76,8 @@ class _Driver:
                 self.end_trials()
                 self.world.kill(self.me)
                 return
-            if state is ExperimentState.CANCELLING:
-                self.cancelling = True
+            if state in (ExperimentState.CANCELLING, ExperimentState.PAUSING):
+                self.stopping = state
                 for trial in self.live.values():
                     trial.stop = True
 
@@ -90,8 +90,16 @@ class _Driver:
             return not work.trials.unsettled(self.id) and rules.propose(self.spec, len(history), history) is None
 
     def settle(self, work: Any) -> None:
-        if work.experiments.get(self.id).state is ExperimentState.CANCELLING:
+        state = work.experiments.get(self.id).state
+        if state is ExperimentState.CANCELLING:
             state = ExperimentState.CANCELLED
+        elif state is ExperimentState.PAUSING and work.trials.unsettled(self.id):
+            state = ExperimentState.PAUSED
+            work.trials.lose_runs(self.id, epoch=self.epoch, reason="paused", counts=False)
+        elif self.stopping and work.trials.unsettled(self.id):
+            # It was to be paused and is not any more: the next driver goes on.
+            work.experiments.release(self.id, epoch=self.epoch)
+            return
         else:
             gave = any(
                 trial.state in (TrialState.COMPLETED, TrialState.PRUNED) for trial in work.trials.history(self.id)
@@ -202,8 +210,10 @@ class _Driver:
                 objective=value,
                 objective_tokens=tokens,
             )
-        elif report.kind == "stopped" and self.cancelling:
+        elif report.kind == "stopped" and self.stopping is ExperimentState.CANCELLING:
             self.end_run(work, run, RunState.CANCELLED, cause=Cause.USER)
+        elif report.kind == "stopped" and self.stopping:
+            work.trials.lose_runs(self.id, epoch=self.epoch, reason="paused", run_ids={run.id}, counts=False)
         elif report.kind == "stopped":
             self.end_run(work, run, RunState.COMPLETED)
         return True
@@ -251,7 +261,7 @@ class _Driver:
                 if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP:
                     self.prune(work, trial.id, trial.rungs[-1])
 
-        if not self.cancelling:
+        if not self.stopping:
             yield from self.persist(change)
 
     def forget(self, run_id: str) -> None:

@@ -61,6 +61,7 @@ class ModelWork:
         self.written: dict[str, dict[str, Any]] = {name: {} for name in store.tables}
         self.said: list[Event] = []
         self.experiments = Experiments(self)
+        self.control = Control(self)
         self.trials = Trials(self)
         self.runs = Runs(self)
         self.rungs = Rungs(self)
@@ -242,6 +243,42 @@ class Experiments(_Repository):
                 work.trials.end(trial, TrialState.CANCELLED, cause=Cause.USER, reason=reason)
         lease = {"lease_owner": None, "lease_until_ms": None, "lease_boot_id": None}
         work.move("experiments", self.get(row.id), following, reason=reason, **lease)
+        work.control.answer(row.id, following)
+
+    conclude = _end
+
+
+class Control(_Repository):
+    """Stands for `orchestrator.store.control.Control`."""
+
+    def pause(self, experiment_id: str) -> Any:
+        work, row = self._work, self._work.experiments.get(experiment_id)
+        if row.state in (ExperimentState.PAUSING, ExperimentState.PAUSED):
+            return work.change("experiments", experiment_id, is_to_resume=False)
+        if row.state not in (ExperimentState.QUEUED, ExperimentState.RUNNING):
+            raise IllegalTransition(f"experiment {experiment_id} is {row.state.value} and cannot be paused")
+        work.say("command.pending", {"kind": "pause"}, of=experiment_id)
+        if row.state is ExperimentState.QUEUED:
+            work.experiments.conclude(row, ExperimentState.PAUSED, "paused")
+        else:
+            work.move("experiments", row, ExperimentState.PAUSING, reason="paused")
+        return work.experiments.get(experiment_id)
+
+    def resume(self, experiment_id: str) -> Any:
+        work, row = self._work, self._work.experiments.get(experiment_id)
+        if row.state in (ExperimentState.QUEUED, ExperimentState.RUNNING):
+            return row
+        if row.state not in (ExperimentState.PAUSING, ExperimentState.PAUSED):
+            raise IllegalTransition(f"experiment {experiment_id} is {row.state.value} and cannot be resumed")
+        work.say("command.pending", {"kind": "resume"}, of=experiment_id)
+        work.change("experiments", experiment_id, is_to_resume=True)
+        self.answer(experiment_id, row.state)
+        return work.experiments.get(experiment_id)
+
+    def answer(self, experiment_id: str, state: ExperimentState) -> None:
+        row = self._work.experiments.get(experiment_id)
+        if state is ExperimentState.PAUSED and row.is_to_resume:
+            self._work.move("experiments", row, ExperimentState.QUEUED, is_to_resume=False)
 
 
 class Trials(_Repository):

@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition, StoreUnavailable
+from orchestrator.errors import IdempotencyKeyReused, IllegalTransition, StoreUnavailable
 from orchestrator.execution.plan import (
     Action,
     Cancel,
@@ -12,6 +12,7 @@ from orchestrator.execution.plan import (
     ExperimentView,
     GiveUp,
     Launch,
+    Pause,
     ServiceState,
     ServiceView,
     StartService,
@@ -41,23 +42,39 @@ class Submit(NamedTuple):
     document: dict[str, Any]
 
 
-class CancelRequest(NamedTuple):
-    """A client's request."""
+class Wish(NamedTuple):
+    """A client's request to `cancel`, `pause` or `resume`."""
 
     sender: Process
     experiment_id: str
+    verb: str
 
 
-def client(world: World, me: Process, request: tuple[str, ExperimentSpec, dict[str, Any]], *, cancels: bool) -> Steps:
-    """Submits until it is told that it was taken; then, perhaps, cancels until it is told what came of that."""
+def client(world: World, me: Process, request: tuple[str, ExperimentSpec, dict[str, Any]], *, wishes: str) -> Steps:
+    """Submits until it is told that it was taken; then wishes for this and that, each until it is answered.
+
+    Args:
+        wishes: one letter each: c(ancel), p(ause), r(esume).
+    """
     answer = yield from _ask(world, me, Submit(me, *request))
     if answer is None:
         return
     world.accepted.append(Accepted(request[0], answer))
-    if cancels:
+    for wish in wishes:
         for _ in range(world.rng.randrange(12)):
             yield
-        yield from _ask(world, me, CancelRequest(me, answer))
+        yield from _ask(world, me, Wish(me, answer, {"c": "cancel", "p": "pause", "r": "resume"}[wish]))
+
+
+def caretaker(world: World, me: Process) -> Steps:
+    """Resumes what is paused: a wish to pause that was sent twice may have arrived after that to resume."""
+    while True:
+        with world.store.read() as work:
+            states = {record.id: record.state for record in work.experiments.list(limit=200).items}
+        for id, state in states.items():
+            if state in (ExperimentState.PAUSED, ExperimentState.PAUSING):
+                world.write(lambda work, id=id: work.control.resume(id))
+        yield
 
 
 def _ask(world: World, me: Process, request: Any) -> Generator[None, None, Any]:
@@ -67,8 +84,12 @@ def _ask(world: World, me: Process, request: Any) -> Generator[None, None, Any]:
             yield
             while me.inbox:
                 asked, answer = me.inbox.popleft()
-                if asked is type(request):
+                if asked == _kind(request):
                     return answer
+
+
+def _kind(request: Any) -> Any:
+    return request.verb if isinstance(request, Wish) else type(request)
 
 
 def api(world: World, me: Process, request: Any) -> Steps:
@@ -84,14 +105,23 @@ def api(world: World, me: Process, request: Any) -> Steps:
             )
             answer = submission.experiment.id
         else:
-            world.write(lambda work: work.experiments.request_cancel(request.experiment_id))
+            world.write(lambda work: _carry_out(work, request))
             answer = request.experiment_id
     except StoreUnavailable:
         return
     except (IllegalTransition, IdempotencyKeyReused):
         answer = None
     yield
-    world.send(request.sender, (type(request), answer))
+    world.send(request.sender, (_kind(request), answer))
+
+
+def _carry_out(work: Any, wish: Wish) -> None:
+    if wish.verb == "cancel":
+        work.experiments.request_cancel(wish.experiment_id)
+    elif wish.verb == "pause":
+        work.control.pause(wish.experiment_id)
+    else:
+        work.control.resume(wish.experiment_id)
 
 
 def follower(world: World, me: Process, after: int) -> Steps:
@@ -126,7 +156,7 @@ def daemon(world: World, me: Process) -> Steps:
             world.trace.append((me.host, type(action).__name__))
             try:
                 yield from _act(world, me, action, launches)
-            except StoreUnavailable:
+            except (StoreUnavailable, IllegalTransition):
                 break
 
 
@@ -184,7 +214,7 @@ def _act(world: World, me: Process, action: Action, launches: dict[str, _Launche
         if said is not None:
             world.kill(said[0])
     elif isinstance(action, Launch):
-        epoch = _claim(world, me, action)
+        epoch = world.write(lambda work: _claimed(work, me, action))
         yield
         if epoch is not None:
             known = launches[action.experiment_id]
@@ -192,28 +222,31 @@ def _act(world: World, me: Process, action: Action, launches: dict[str, _Launche
             known.at_ms = world.ms
             known.child = world.spawn("driver", me.host, lambda it: drive(world, it, action.experiment_id, epoch))
     else:
-        yield from _settle(world, me, action)
+        _settle(world, me, action)
 
 
-def _settle(world: World, me: Process, action: Cancel | GiveUp) -> Steps:
-    epoch = _claim(world, me, action)
-    yield
-    if epoch is None:
-        return
-    state = ExperimentState.CANCELLED if isinstance(action, Cancel) else ExperimentState.FAILED
-    try:
-        world.write(
-            lambda work: work.experiments.settle(action.experiment_id, epoch=epoch, state=state, reason="settled"),
-            by=(action.experiment_id, epoch),
-        )
-    except Fenced:
-        return
+_SETTLED = {
+    Cancel: ExperimentState.CANCELLED,
+    Pause: ExperimentState.PAUSED,
+    GiveUp: ExperimentState.FAILED,
+}
 
 
-def _claim(world: World, me: Process, action: Launch | Cancel | GiveUp) -> int | None:
-    def change(work: Any) -> int | None:
-        if action.release:
-            work.experiments.release(action.experiment_id, epoch=work.experiments.get(action.experiment_id).epoch)
-        return work.experiments.claim(action.experiment_id, owner=me.host, ttl_s=_LAUNCH_TTL_S)
+def _settle(world: World, me: Process, action: Cancel | Pause | GiveUp) -> None:
+    id, state = action.experiment_id, _SETTLED[type(action)]
 
-    return world.write(change)
+    def change(work: Any) -> None:
+        epoch = _claimed(work, me, action)
+        if epoch is None:
+            return
+        if state is ExperimentState.PAUSED:
+            work.trials.lose_runs(id, epoch=epoch, reason="paused", counts=False)
+        work.experiments.settle(id, epoch=epoch, state=state, reason="settled")
+
+    world.write(change)
+
+
+def _claimed(work: Any, me: Process, action: Launch | Cancel | Pause | GiveUp) -> int | None:
+    if action.release:
+        work.experiments.release(action.experiment_id, epoch=work.experiments.get(action.experiment_id).epoch)
+    return work.experiments.claim(action.experiment_id, owner=me.host, ttl_s=_LAUNCH_TTL_S)

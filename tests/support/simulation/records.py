@@ -31,6 +31,8 @@ class Experiment:
     lease_owner: str | None = None
     lease_until_ms: int | None = None
     lease_boot_id: str | None = None
+    is_to_resume: bool = False
+    """A wish that was made while it was pausing."""
 
 
 @dataclass

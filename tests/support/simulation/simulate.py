@@ -48,7 +48,7 @@ class _Setup:
     synchronous: bool
     max_retries: int
     num_daemons: int
-    num_cancels: int
+    wishes: str
     num_steps: int
     answer: Callable[..., Any] = processes.api
 
@@ -68,7 +68,7 @@ class _Setup:
             "synchronous": synchronous,
             "max_retries": 100 if synchronous else rng.randrange(3),
             "num_daemons": rng.randrange(1, 3),
-            "num_cancels": int(rng.random() < 0.15),
+            "wishes": rng.choice(("", "", "", "", "", "c", "pr", "prpr", "pc")),
             "num_steps": rng.randrange(60, 260),
         }
         return cls(**drawn | given)
@@ -94,10 +94,11 @@ def _played(world: World, make_store: MakeStore, setup: _Setup) -> History:
         # Some clients are impatient, and there are two of them under one key.
         for _ in range(1 + (world.rng.random() < 0.3)):
             request = (f"{world.seed}-{index}", setup.spec(), document)
-            cancels = index < setup.num_cancels
-            world.spawn("client", "-", lambda me, r=request, c=cancels: processes.client(world, me, r, cancels=c))
+            wishes = "" if index else setup.wishes
+            world.spawn("client", "-", lambda me, r=request, w=wishes: processes.client(world, me, r, wishes=w))
     if world.is_faulty:
         world.rage(setup.num_steps)
+    world.spawn("caretaker", "-", lambda me: processes.caretaker(world, me))
     converged = world.heal(lambda: _is_over(world))
     if not converged:
         left = [(process.kind, process.host) for process in world.processes]
@@ -148,7 +149,7 @@ def table(trials: Any) -> list[tuple[Any, ...]]:
 @functools.cache
 def _undisturbed_table(num_trials: int) -> list[tuple[Any, ...]]:
     world = World(0, is_faulty=False)
-    setup = _Setup(1, num_trials, True, 100, 1, 0, 0)
+    setup = _Setup(1, num_trials, True, 100, 1, "", 0)
     history = _played(world, lambda world: ModelStore(world.lease_time), setup)
     return table(history.trials[history.experiments[0].id])
 

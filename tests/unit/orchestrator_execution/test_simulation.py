@@ -34,7 +34,7 @@ def test_histories_hold_what_they_are_about() -> None:
     """Takeovers, two daemons, prunings, lost trials and cancels all happen, or the rest would prove nothing."""
     outcomes = [simulate(seed) for seed in range(300)]
     happened = {word for outcome in outcomes for entry in outcome.trace for word in entry if isinstance(word, str)}
-    assert {"Launch", "EndDriver", "Cancel", "StartService", "Fenced", "a", "b"} <= happened
+    assert {"Launch", "EndDriver", "Cancel", "Pause", "StartService", "Fenced", "a", "b"} <= happened
     states = {row[2] for outcome in outcomes for table in outcome.tables for row in table}
     assert {TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED, TrialState.CANCELLED} <= states
 
