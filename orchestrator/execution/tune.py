@@ -19,8 +19,11 @@ from typing import Any
 import ray
 import ray.train
 import ray.tune
+import ray.util
+from ray._raylet import PlacementGroupID
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup
 
 from orchestrator.execution.conductor import Conductor, Next, stop_run
 from orchestrator.spec import Resources
@@ -42,6 +45,8 @@ ENVIRONMENT = {
 
 
 _MAX_PROBLEM_LENGTH = 500
+_PLACES_FILE = ".places"
+"""In the folder of a run of several workers: the id of the placement group that they are in."""
 
 
 def run_all(conductor: Conductor, *, resources: Resources, max_concurrent: int) -> None:
@@ -154,6 +159,20 @@ class RunScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The process of a run is gone, or raised what it is not meant to report itself."""
         self._searcher.note(trial.trial_id, _last_line(trial.error_file))
+        request = RunRequest.model_validate_json(trial.config["request"])
+        if request.num_workers > 1:
+            _return_places(Path(request.folder))
+
+
+def _return_places(folder: Path) -> None:
+    """Gives back the places of a run's workers, and ends what is left of them.
+
+    Ray keeps them for as long as the driver lives if the launcher, which asked for them, is killed. A launcher that was
+    killed before its workers began has left no note of them; then they come back with the driver's end.
+    """
+    note = folder / _PLACES_FILE
+    if note.exists():
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(note.read_text()))))
 
 
 def _last_line(error_file: str | None) -> str:
@@ -256,6 +275,11 @@ class _Background(threading.Thread):
 def _run_rank(config: dict[str, Any]) -> None:
     from trainer import worker
 
+    places = ray.util.get_current_placement_group()
+    if ray.train.get_context().get_world_rank() == 0 and places is not None:
+        folder = Path(RunRequest.model_validate_json(config["request"]).folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _PLACES_FILE).write_text(places.id.hex())
     mailbox = config["mailbox"]
 
     def tell(report: RunReport) -> None:

@@ -15,7 +15,7 @@ from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor,
 from orchestrator.store.records import ExperimentRecord, Page, Proposal, Submission, TrialKind
 from orchestrator.store.repository import Repository, missing
 
-_LONGEST_LEASE_MS = 120_000
+LONGEST_LEASE_MS = 120_000
 """A lease that has longer to live was given out before the clock was set back, and is dead."""
 CANCEL_WITHIN_S = 30.0
 """Time for running trials to write a checkpoint when their experiment is cancelled."""
@@ -139,7 +139,7 @@ class Experiments(Repository):
             ExperimentRow.lease_until_ms.is_(None),
             ExperimentRow.lease_boot_id != time.boot_id,
             ExperimentRow.lease_until_ms <= time.ms,
-            ExperimentRow.lease_until_ms > time.ms + _LONGEST_LEASE_MS,
+            ExperimentRow.lease_until_ms > time.ms + LONGEST_LEASE_MS,
         )
         query = (
             select(ExperimentRow.id)
@@ -169,7 +169,7 @@ class Experiments(Repository):
         time = self._work.lease_time()
         state = ExperimentState(row.state)
         remaining_ms = (row.lease_until_ms or 0) - time.ms
-        is_live = row.lease_boot_id == time.boot_id and 0 < remaining_ms <= _LONGEST_LEASE_MS
+        is_live = row.lease_boot_id == time.boot_id and 0 < remaining_ms <= LONGEST_LEASE_MS
         if state is not ExperimentState.QUEUED and (state not in _DRIVEN or is_live):
             return None
         epoch: int = row.epoch + 1

@@ -15,6 +15,7 @@ from orchestrator.capacity import NodeCapacity, capacity_of, need_of
 from orchestrator.search.grid import num_search_trials
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import ExperimentState, TrialState
+from orchestrator.store.experiments import LONGEST_LEASE_MS
 from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
 from orchestrator.store.records import TrialKind
 from orchestrator.store.repository import Repository
@@ -137,7 +138,8 @@ class Queue(Repository):
             .order_by(ExperimentRow.id)
         ).all()
         is_driven = {
-            row.id: row.id == asking or (row.lease_boot_id == time.boot_id and time.ms < (row.lease_until_ms or 0))
+            row.id: row.id == asking
+            or (row.lease_boot_id == time.boot_id and 0 < (row.lease_until_ms or 0) - time.ms <= LONGEST_LEASE_MS)
             for row in rows
         }
         wanting = {
