@@ -36,6 +36,11 @@ class Analyst:
         self._experiment_id = ""
         self._deadline = 0.0
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process there is, None if there is none."""
+        return None if self._child is None else self._child.pid
+
     def check(self) -> None:
         """Looks after the process there is, and starts one for who has waited longest if there is none."""
         if self._child is not None:

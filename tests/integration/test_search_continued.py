@@ -1,5 +1,9 @@
 """Searches that go on: extended, begun with the trials of others, judged by several objectives; on both databases."""
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +11,13 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.errors import IllegalTransition, SpecRejected
-from orchestrator.execution.analyst import analyse
+from orchestrator.execution.analyst import Analyst, analyse
 from orchestrator.extending import extended
 from orchestrator.search.past import past_of
 from orchestrator.search.propose import propose
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import ExperimentState
+from orchestrator.store.analyses import AnalysisRecord
 from orchestrator.store.overview import best_trials
 from orchestrator.store.records import TrialRecord
 from orchestrator.store.session import Database
@@ -172,3 +177,32 @@ def test_analysis_is_made_on_demand_kept_and_renewed(tmp_path: Path) -> None:
             assert work.analyses.next_wanted() is None  # not again at once
         refused = client.post(f"/v1/experiments/{experiment_id}:extend", json={"num_trials": 2})
         assert [error["pointer"] for error in refused.json()["errors"]] == ["/num_trials"]
+
+
+def test_analyst_works_out_what_is_wanted_in_a_process_of_its_own(tmp_path: Path) -> None:
+    with installation(tmp_path) as lab:
+        ids = [submit(lab.database, tiny(num_trials=1)) for _ in range(2)]
+        with lab.database.transaction() as work:
+            for experiment_id in ids:
+                work.analyses.want(experiment_id)
+        analyst = Analyst(lab.database, tmp_path)
+        analyst.check()
+        assert analyst.pid is not None
+        os.kill(analyst.pid, signal.SIGKILL)
+        found: dict[str, AnalysisRecord | None] = {}
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            analyst.check()
+            with lab.database.read() as work:
+                found = {experiment_id: work.analyses.of_experiment(experiment_id) for experiment_id in ids}
+                if work.analyses.next_wanted() is None:
+                    break
+            threading.Event().wait(0.05)
+        killed, done = (found[experiment_id] for experiment_id in ids)
+        assert killed is not None
+        assert killed.problem == "its process ended with -9; see logs/analyst.log"
+        assert done is not None
+        assert done.document is not None
+        assert done.document["num_trials"] == 0
+        analyst.stop()
+        assert analyst.pid is None
