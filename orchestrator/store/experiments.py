@@ -199,14 +199,15 @@ class Experiments(Repository):
 
     def renew(self, experiment_id: str, *, epoch: int, ttl_s: float) -> ExperimentState:
         """Keeps the lease alive for another `ttl_s`; returns the state, e.g. that the experiment is to be cancelled."""
-        row = self._lock(experiment_id, epoch)
-        time = self._work.lease_time()
-        self._connection.execute(
-            update(ExperimentRow)
-            .where(ExperimentRow.id == experiment_id, ExperimentRow.epoch == epoch)
-            .values(lease_until_ms=time.ms + int(ttl_s * 1000), lease_boot_id=time.boot_id)
-        )
-        return ExperimentState(row.state)
+        state = ExperimentState(self._lock(experiment_id, epoch).state)
+        if state in _DRIVEN:  # what has been settled meanwhile has no lease any more
+            time = self._work.lease_time()
+            self._connection.execute(
+                update(ExperimentRow)
+                .where(ExperimentRow.id == experiment_id, ExperimentRow.epoch == epoch)
+                .values(lease_until_ms=time.ms + int(ttl_s * 1000), lease_boot_id=time.boot_id)
+            )
+        return state
 
     def release(self, experiment_id: str, *, epoch: int) -> None:
         """Ends the lease at once, so that the experiment can be claimed without waiting for its end."""

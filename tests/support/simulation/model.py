@@ -186,8 +186,10 @@ class Experiments(_Repository):
 
     def renew(self, experiment_id: str, *, epoch: int, ttl_s: float) -> ExperimentState:
         row = self._fenced(experiment_id, epoch)
-        time = self._work.store.lease_time()
-        self._work.change("experiments", row.id, lease_until_ms=time.ms + int(ttl_s * 1000), lease_boot_id=time.boot_id)
+        if row.state in _DRIVEN:
+            time = self._work.store.lease_time()
+            until = time.ms + int(ttl_s * 1000)
+            self._work.change("experiments", row.id, lease_until_ms=until, lease_boot_id=time.boot_id)
         return row.state
 
     def release(self, experiment_id: str, *, epoch: int) -> None:
