@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from trainer.config.section import Section
 
 Resource = Literal["tokens", "active_flops", "steps", "seconds"]
-"""What rungs count: training tokens, training FLOPs of what tokens activate, optimizer steps, or seconds of training."""
+"""What rungs count: tokens trained on, FLOPs of what they activated, optimizer steps, or seconds of training."""
 
 
 class NoScheduler(Section):

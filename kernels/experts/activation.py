@@ -64,7 +64,9 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # autograd gives the wrapper ctx by position
+        ctx: Any, *grad_outputs: Tensor
+    ) -> Tensor:
         # d up = dh silu(gate), d gate = (dh up) silu'(gate)
         (dhidden_NF,) = grad_outputs
         (gate_up_NG,) = ctx.saved_tensors

@@ -59,9 +59,8 @@ def caveats_of(
     if has_baselines and num_searched and spec.space:
         paths = ", ".join(sorted(spec.space))
         found.append(
-            f"Baselines ran {'once' if spec.replicas == 1 else 'once per seed'}, with the values of the base; the search "
-            f"tuned {paths}. A difference to a baseline "
-            "includes that tuning."
+            f"Baselines ran {'once' if spec.replicas == 1 else 'once per seed'}, with the values of the base; the "
+            f"search tuned {paths}. A difference to a baseline includes that tuning."
         )
     names = {trial.label for trial in ranked if trial.kind is TrialKind.BASELINE}
     found += [match.sentence for match in baseline_matches(spec) if match.baseline in names]
