@@ -98,7 +98,7 @@ class Experiments(Repository):
             for replica in range(spec.replicas)
         ]
         for number, (label, config, point, replica) in enumerate(baselines):
-            shared = {} if spec.replicas == 1 else {"point": point, "replica": replica}
+            is_one_of_several = spec.replicas > 1
             self._work.trials.insert(
                 experiment_id,
                 number=number,
@@ -107,7 +107,12 @@ class Experiments(Repository):
                 batch=None,
                 epoch=0,
                 sequence=0,
-                proposal=Proposal(params={}, config=config, **shared),
+                proposal=Proposal(
+                    params={},
+                    config=config,
+                    point=point if is_one_of_several else None,
+                    replica=replica if is_one_of_several else None,
+                ),
             )
         return Submission(experiment=self.get(experiment_id), replayed=False)
 
