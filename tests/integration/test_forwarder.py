@@ -1,6 +1,10 @@
 """The forwarder against a real MLflow server: all points once, whatever goes down in between."""
 
+import contextlib
 import json
+import math
+import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +14,13 @@ import pytest
 from orchestrator.store.session import Database, database_url, open_database
 from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.forwarder import Forwarder
+from orchestrator.tracking.record import Point
+from orchestrator.tracking.remote import Remote
 from tests.support.forwarding import DOCUMENT, forward_all, history, mlflow_runs, the_trial, train
-from tests.support.services import fresh_home
+from tests.support.services import MlflowServer, fresh_home
 from tests.support.sweeps import submit
+from trainer.bundle import unpack_bundle
+from trainer.recorded_run import open_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -29,12 +37,16 @@ def database(root: Path) -> Iterator[Database]:
     opened.close()
 
 
-def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, root: Path) -> None:
+def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, root: Path, tmp_path: Path) -> None:
     experiment_id = submit(database, DOCUMENT)
     train(database, root, experiment_id)
+    trial = the_trial(database, experiment_id)
+    with database.read() as work:
+        (ours,) = work.runs.of_trial(trial.id)
+    spike = {"step": 5, "metric": "train/loss", "value": 9.0}
+    (root / ours.folder / "spikes.jsonl").write_text(json.dumps(spike) + "\n")
     forward_all(database, root, mlflow_url)
 
-    trial = the_trial(database, experiment_id)
     (run,) = mlflow_runs(mlflow_url, database, experiment_id)
     assert run.info.status == "FINISHED"
     assert run.info.end_time == trial.finished_at_ms
@@ -43,8 +55,6 @@ def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, ro
     assert run.data.params["model.moe.balancing.0.kind"] == "load_balancing_loss"
     assert run.data.tags["evenload.state"] == "completed"
     assert run.data.metrics["objective"] == trial.objective
-    with database.read() as work:
-        (ours,) = work.runs.of_trial(trial.id)
     table = columns([root / ours.folder], "scalars", ["train/loss", "time_ms"])
     expected = list(zip(table["step"].tolist(), table["train/loss"].tolist(), strict=True))
     assert history(mlflow_url, run.info.run_id, "train/loss") == expected
@@ -57,17 +67,58 @@ def test_ended_trial_is_wholly_in_mlflow(mlflow_url: str, database: Database, ro
     )
     assert all(low[step] <= mean[step] <= high[step] for step in range(1, 25))
     assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {
+        "bundle.tar.gz",
         "config.json",
         "environment.json",
+        "packages.txt",
+        "spikes.json",
         "router_loads.parquet",
         "router_loads.png",
         "router_load_histogram.png",
     }
+    found = Path(client.download_artifacts(run.info.run_id, "spikes.json", str(tmp_path)))
+    assert json.loads(found.read_text()) == [{"run_id": ours.id, **spike}]
+    (tmp_path / "unpacked").mkdir()
+    bundle = Path(client.download_artifacts(run.info.run_id, "bundle.tar.gz", str(tmp_path)))
+    unpacked = unpack_bundle(bundle, tmp_path / "unpacked")
+    assert open_run(unpacked).config.fingerprint() == trial.config_fingerprint
+    assert json.loads((unpacked / "spec.json").read_text())["name"] == DOCUMENT["name"]
     used = history(mlflow_url, run.info.run_id, "system/process_memory_usage_megabytes")
     assert used
     assert all(value > 0 for _, value in used)
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert (parent.info.status, parent.data.tags["evenload.experiment_id"]) == ("FINISHED", experiment_id)
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # of what MLflow does to its database
+def test_points_that_are_no_numbers_and_a_database_without_a_server(mlflow_server: MlflowServer) -> None:
+    """MLflow keeps the largest double for what is infinite. Its own client is used where there is no HTTP."""
+    values = {"nan": math.nan, "high": math.inf, "low": -math.inf, "tiny": 5e-324, "pi": math.pi}
+    points = [Point(f"x/{name}", value, 1_700_000_000_123, 2**40) for name, value in values.items()]
+    over_http = Remote(mlflow_server.url)
+    experiment_id = over_http.experiment("values")
+    kept = []
+    for remote in (over_http, Remote(f"sqlite:///{mlflow_server.database}")):
+        name = remote.uri.partition(":")[0]
+        run_id = remote.run(experiment_id, key="k", value=name, name=name, start_ms=0, tags={})
+        for _ in range(2):
+            remote.log_points(run_id, points)
+        with contextlib.closing(sqlite3.connect(mlflow_server.database)) as database:
+            question = "SELECT key, value, is_nan, timestamp, step FROM metrics WHERE run_uuid = ? ORDER BY key"
+            kept.append(database.execute(question, [run_id]).fetchall())
+    largest = sys.float_info.max
+    at = (1_700_000_000_123, 2**40)
+    assert (
+        kept[0]
+        == kept[1]
+        == [
+            ("x/high", largest, 0, *at),
+            ("x/low", -largest, 0, *at),
+            ("x/nan", 0.0, 1, *at),
+            ("x/pi", math.pi, 0, *at),
+            ("x/tiny", 5e-324, 0, *at),
+        ]
+    )
 
 
 def test_lineage_is_in_mlflows_own_terms(mlflow_url: str, database: Database, root: Path) -> None:
