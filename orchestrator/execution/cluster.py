@@ -5,6 +5,7 @@ because a Ray head listens on every interface and runs what it is sent. A head i
 own process: losing its raylet ends a process that is connected.
 """
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ _OBJECT_STORE_BYTES = 128 * 1024**2
 """Nothing large goes through Ray's object store: telemetry and checkpoints are files."""
 _STOP_GRACE_S = 3.0
 _PROBE_TIMEOUT_S = 40.0
+_PR_SET_PDEATHSIG = 1
 _ADDRESS = re.compile(r"ray start --address='([^']+)'")
 _MAX_SOCKET_FOLDER = 40
 """Characters: Ray's socket paths below it have to stay under the 107 that the system allows."""
@@ -151,6 +154,11 @@ def _session_folder(root: Path) -> Path:
 
 
 def _report_nodes(address: str) -> None:
+    # Whoever asks may be killed, and a head that is gone is waited for without end: nobody would end this process.
+    signal.alarm(int(_PROBE_TIMEOUT_S))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
     import ray
 
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

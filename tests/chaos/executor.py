@@ -54,6 +54,7 @@ class _Lab:
         self.database: Database = open_database(database_url(self.root))
         self.daemon: ProcessIdentity | None = None
         self.experiments: dict[str, bool] = {}
+        self._fruitless: dict[str, tuple[int, int]] = {}
 
     def revive(self) -> None:
         """Starts a daemon if there is none."""
@@ -110,10 +111,24 @@ class _Lab:
                 continue
         return found
 
-    def progress(self) -> int:
-        """Grows as the experiments get on."""
+    def fruitless(self, id: str) -> int:
+        """How many drivers of an experiment were killed since it last got on."""
         with self.database.read() as work:
-            return work.events.last_id()
+            sequence = work.experiments.get(id).sequence
+        known, count = self._fruitless.get(id, (-1, 0))
+        if sequence != known:
+            self._fruitless[id] = (sequence, 0)
+            return 0
+        return count
+
+    def blame(self, id: str) -> None:
+        """Notes that a driver of an experiment is killed."""
+        count = self.fruitless(id)
+        self._fruitless[id] = (self._fruitless[id][0], count + 1)
+
+    def killable(self) -> dict[str, ProcessIdentity]:
+        """The living drivers that may be killed without having their experiment given up."""
+        return {id: driver for id, driver in self.drivers().items() if self.fruitless(id) <= _MAX_FRUITLESS}
 
 
 def kill_executors(
@@ -134,20 +149,15 @@ def kill_executors(
     done: Counter[str] = Counter()
     left: list[tuple[float, ProcessIdentity]] = []
     problems: list[str] = []
-    fruitless = 0
     try:
         for number, kind in enumerate(victims):
             if time.monotonic() - began > 60 * minutes:
                 break
             lab.keep_busy()
             lab.revive()
-            before = lab.progress()
-            if kind in ("driver", "head"):
-                fruitless += 1
-            if fruitless > _MAX_FRUITLESS or kind == "trial":
-                _wait(lab, lambda before=before: lab.progress() > before + 3 and lab.trials(), what="progress")
-                fruitless = 0
-            left += [(time.monotonic() + _ORPHAN_S, identity) for identity in _kill(lab, kind, rng)]
+            while (owned := _kill(lab, kind, rng)) is None:
+                lab.keep_busy()
+            left += [(time.monotonic() + _ORPHAN_S, identity) for identity in owned]
             done[kind] += 1
             left = _check_orphans(left, problems)
             if number % 10 == 9:
@@ -169,34 +179,42 @@ def kill_executors(
     return Report(kills=dict(done), duration_s=time.monotonic() - began, counts=counts, problems=problems)
 
 
-def _kill(lab: _Lab, kind: str, rng: random.Random) -> list[ProcessIdentity]:
-    """Waits for a victim and for a random moment, kills it, and returns whom it must not leave behind."""
+def _kill(lab: _Lab, kind: str, rng: random.Random) -> list[ProcessIdentity] | None:
+    """Waits for a victim and for a random moment, kills it, and returns whom it must not leave behind.
+
+    None if it ended by itself meanwhile, which does not count.
+    """
     if kind == "daemon":
         time.sleep(rng.uniform(0, 2))
         assert lab.daemon is not None
-        _sigkill(lab.daemon.pid)
+        _sigkill(lab.daemon)
         _wait(lab, lambda daemon=lab.daemon: not processes.is_alive(daemon), what="the daemon's end")
         return []
     if kind == "driver":
-        drivers = _wait(lab, lab.drivers, what="a driver")
+        drivers = _wait(lab, lab.killable, what="a driver that got on")
         time.sleep(rng.uniform(0, 6))
-        identity = drivers[rng.choice(sorted(drivers))]
+        id = rng.choice(sorted(drivers))
+        identity = drivers[id]
+        lab.blame(id)
         owned = lab.trials() if len(lab.drivers()) == 1 else []
-        _sigkill(identity.pid)
-        return owned
+        return owned if _sigkill(identity) else None
     if kind == "trial":
         trials = _wait(lab, lab.trials, what="a trial's process")
         time.sleep(rng.uniform(0, 1))
-        _sigkill(rng.choice(trials).pid)
-        return []
+        return [] if _sigkill(rng.choice(trials)) else None
+    _wait(lab, lambda: lab.drivers() and lab.drivers().keys() == lab.killable().keys(), what="drivers that got on")
     members = _wait(lab, lab.head, what="a Ray head")
     time.sleep(rng.uniform(0, 5))
     name = rng.choice(("gcs_server", "raylet", ""))
-    left = [ProcessIdentity(process.pid, process.create_time()) for process in members if process.is_running()]
-    for process in members:
-        if name in _name(process):
-            _sigkill(process.pid)
-    return left
+    for id in lab.drivers():
+        lab.blame(id)
+    left = [ProcessIdentity(process.pid, process.create_time()) for process in members]
+    killed = [
+        identity
+        for process, identity in zip(members, left, strict=True)
+        if name in _name(process) and _sigkill(identity)
+    ]
+    return left if killed else None
 
 
 def _name(process: psutil.Process) -> str:
@@ -206,11 +224,12 @@ def _name(process: psutil.Process) -> str:
         return "(gone)"
 
 
-def _sigkill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _sigkill(victim: ProcessIdentity) -> bool:
+    """Whether it was still there to be killed."""
+    if not processes.is_alive(victim):
+        return False
+    os.kill(victim.pid, signal.SIGKILL)
+    return True
 
 
 def _wait(lab: _Lab, condition: Callable[[], Any], *, what: str) -> Any:
