@@ -67,8 +67,9 @@ class ImplicatedDocument:
     Attributes:
         chance_of_batch: that a batch drawn at random touches it; the largest of the trials'.
         expected_trials: with a spike in whose batch it would be, at that chance.
-        probability: of so many trials or more.
-        probability_any: of so many trials or more for any document of the data, if all were as frequent: at most.
+        probability: of being in so many of the different batches that spiked, or more. Trials that spiked at one batch
+            count once: that they did is a fact about the batch.
+        probability_any: the same of any document of the data, if all were as frequent: at most.
     """
 
     document_id: str
@@ -111,6 +112,7 @@ class Implicated:
         num_trials: that were looked at.
         num_spiking_trials: that have a spike.
         num_spikes: steps of a trial that spiked.
+        num_batches: different batches of those.
         num_orders: different orders of the data among the spiking trials.
         num_truncated: spikes whose batches have further documents that were not recorded.
         note: what to know of all items, in one sentence; None: nothing.
@@ -120,6 +122,7 @@ class Implicated:
     num_trials: int
     num_spiking_trials: int
     num_spikes: int
+    num_batches: int
     num_orders: int
     num_truncated: int
     note: str | None
@@ -140,8 +143,9 @@ def implicated_documents(trials: Sequence[SpikingTrial], *, min_trials: int = 2)
             by_spikes[tuple((trial.trial_id, spike.step, spike.samples[0]) for trial, spike in found)].append(
                 document_id
             )
+    num_batches = num_places((trial.order, spike.samples) for trial in spiking for spike in trial.spikes)
     items = [
-        _implication(sorted(document_ids), by_document[document_ids[0]], trials=trials)
+        _implication(sorted(document_ids), by_document[document_ids[0]], trials=trials, num_all_batches=num_batches)
         for document_ids in by_spikes.values()
     ]
     items.sort(key=lambda item: (-item.num_trials, item.same_batch, -len(item.spikes), item.documents[0].document_id))
@@ -150,6 +154,7 @@ def implicated_documents(trials: Sequence[SpikingTrial], *, min_trials: int = 2)
         num_trials=len(trials),
         num_spiking_trials=len(spiking),
         num_spikes=sum(len(trial.spikes) for trial in trials),
+        num_batches=num_batches,
         num_orders=len(set(orders)),
         num_truncated=sum(not spike.all_documents for trial in trials for spike in trial.spikes),
         note=_note(orders),
@@ -186,7 +191,11 @@ def num_places(ranges: Iterable[tuple[str, tuple[int, int]]]) -> int:
 
 
 def _implication(
-    document_ids: Sequence[str], found: Sequence[tuple[SpikingTrial, SpikeStep]], *, trials: Sequence[SpikingTrial]
+    document_ids: Sequence[str],
+    found: Sequence[tuple[SpikingTrial, SpikeStep]],
+    *,
+    trials: Sequence[SpikingTrial],
+    num_all_batches: int,
 ) -> Implication:
     num_trials = len({trial.trial_id for trial, _ in found})
     num_batches = num_places((trial.order, spike.samples) for trial, spike in found)
@@ -195,7 +204,10 @@ def _implication(
         readers = [trial for trial in trials if trial.order == found[0][0].order]
         chances = [min(1.0, len(trial.spikes) / max(1, trial.num_steps)) for trial in readers]
         expected_batches = max(trial.num_steps for trial in readers) * at_least(num_trials, chances)
-    documents = tuple(_document(document_id, found, num_trials, trials) for document_id in document_ids)
+    documents = tuple(
+        _document(document_id, found, trials=trials, num_batches=num_batches, num_all_batches=num_all_batches)
+        for document_id in document_ids
+    )
     texts = (spike.text.get(document_id) for document_id in document_ids for _, spike in found)
     return Implication(
         documents=documents,
@@ -205,15 +217,23 @@ def _implication(
         same_batch=num_batches == 1,
         expected_batches=expected_batches,
         text=next((text for text in texts if text), None),
-        summary=_summary(documents, found, num_trials, num_batches, expected_batches, len(trials)),
+        summary=_summary(
+            documents,
+            found,
+            trials=f"{num_trials} of {len(trials)} trials",
+            batches=f"{num_batches} of the {num_all_batches} different batches that spiked",
+            expected_batches=expected_batches,
+        ),
     )
 
 
 def _document(
     document_id: str,
     found: Sequence[tuple[SpikingTrial, SpikeStep]],
-    num_trials: int,
+    *,
     trials: Sequence[SpikingTrial],
+    num_batches: int,
+    num_all_batches: int,
 ) -> ImplicatedDocument:
     recorded = [spike.document_chances[document_id] for _, spike in found]
     known = [chance for chance in recorded if chance is not None]
@@ -227,7 +247,7 @@ def _document(
         )
     chance = max(known)
     chances = [1.0 - (1.0 - chance) ** len(trial.spikes) for trial in trials]
-    probability = at_least(num_trials, chances)
+    probability = at_least(num_batches, [chance] * num_all_batches)
     totals = [spike.num_documents for _, spike in found if spike.num_documents is not None]
     return ImplicatedDocument(
         document_id=document_id,
@@ -251,10 +271,10 @@ def _note(orders: Sequence[str]) -> str | None:
 def _summary(
     documents: Sequence[ImplicatedDocument],
     found: Sequence[tuple[SpikingTrial, SpikeStep]],
-    num_trials: int,
-    num_batches: int,
+    *,
+    trials: str,
+    batches: str,
     expected_batches: float | None,
-    num_all: int,
 ) -> str:
     first = documents[0]
     names = first.document_id if len(documents) == 1 else f"{len(documents)} documents ({first.document_id}, ...)"
@@ -262,17 +282,14 @@ def _summary(
     if expected_batches is not None:
         start, end = min(spike.samples[0] for _, spike in found), max(spike.samples[1] for _, spike in found)
         return (
-            f"{names} {verb} in one batch (samples {start} to {end}) that spiked in {num_trials} of {num_all} trials. "
+            f"{names} {verb} in one batch (samples {start} to {end}) that spiked in {trials}. "
             "They read it at the same place of the same order, so nothing tells its documents, and its step, apart; "
             f"chance alone would make {expected_batches:.2g} such batches."
         )
-    chance = (
-        "how often batches touch it was not recorded."
-        if first.probability is None or first.expected_trials is None
-        else f"chance alone would make it {first.expected_trials:.2g} trials "
-        f"(so many or more: p = {first.probability:.2g})."
-    )
-    return (
-        f"{names} {verb} in the batch of a spike in {num_trials} of {num_all} trials, in {num_batches} different "
-        f"batches; {chance}"
-    )
+    if first.probability is None:
+        chance = "how often batches touch it was not recorded"
+    else:
+        chance = f"chance alone would do as much with p = {first.probability:.2g}"
+        if first.probability_any is not None:
+            chance += f", for any document of the data at most {first.probability_any:.2g}"
+    return f"{names} {verb} in the batch of a spike in {trials}, in {batches}; {chance}."

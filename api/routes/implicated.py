@@ -36,6 +36,7 @@ def list_implicated_documents(
         num_trials=found.num_trials,
         num_spiking_trials=found.num_spiking_trials,
         num_spikes=found.num_spikes,
+        num_batches=found.num_batches,
         num_orders=found.num_orders,
         num_truncated=found.num_truncated,
         note=found.note,

@@ -28,7 +28,7 @@ class ImplicatedDocument(Answer):
     expected_trials: float | None
     """With a spike in whose batch it is by chance, given how often each trial spiked."""
     probability: float | None
-    """Of as many trials as it was, or more."""
+    """Of being in as many of the different batches that spiked, or more; trials that spiked at one batch count once."""
     probability_any: float | None
     """The same of any document of the data, at most: the probability times the number of documents."""
 
@@ -62,6 +62,8 @@ class ImplicatedDocuments(Answer):
     """That were looked at: all that have trained."""
     num_spiking_trials: int
     num_spikes: int
+    num_batches: int
+    """Different batches among the spikes."""
     num_orders: int
     """Different orders of the data among the spiking trials."""
     num_truncated: int

@@ -17,6 +17,7 @@ def answer(**fields: Any) -> ImplicatedDocuments:
             "num_trials": 6,
             "num_spiking_trials": 3,
             "num_spikes": 4,
+            "num_batches": 2,
             "num_orders": 1,
             "num_truncated": 0,
             "note": None,

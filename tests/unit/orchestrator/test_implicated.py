@@ -114,8 +114,18 @@ def test_frequent_document_in_many_spikes_is_what_chance_gives():
     trials = [trial(n, *(spike(s, "common", chance=0.5) for s in (10 + n, 30 + n)), order=str(n)) for n in range(4)]
     (document,) = implicated_documents(trials).items[0].documents
     assert document.expected_trials == pytest.approx(4 * 0.75)
-    assert document.probability == pytest.approx(0.75**4)
-    assert document.probability_any == 1.0
+    assert document.probability == pytest.approx(0.5**8), "it is in all of eight different batches"
+    assert document.probability_any == pytest.approx(50 * 0.5**8)
+
+
+def test_trials_that_spiked_at_one_batch_count_once_for_its_documents():
+    trials = [trial(n, spike(40, "x")) for n in range(5)] + [trial(5, spike(70, "x")), trial(6, spike(90, "y"))]
+    found = implicated_documents(trials)
+    assert (found.num_spikes, found.num_batches) == (7, 3)
+    (item,) = found.items
+    assert (item.num_trials, item.num_batches) == (6, 2)
+    assert item.documents[0].probability == pytest.approx(3 * 0.01**2 * 0.99 + 0.01**3)
+    assert "in 2 of the 3 different batches that spiked" in item.summary
 
 
 def event(step: int, metric: str, **fields: object) -> dict[str, object]:
