@@ -52,49 +52,55 @@ _REFUSED = problems(NOT_FOUND, ILLEGAL_TRANSITION)
 # One experiment
 
 
-@router.post("/experiments/{id}:pause", status_code=202, operation_id="pause_experiment", responses=_REFUSED)
-def pause_experiment(id: str, database: DatabaseOf, request: StopRequest | None = None) -> ExperimentDetail:
+@router.post("/experiments/{experiment_id}:pause", status_code=202, operation_id="pause_experiment", responses=_REFUSED)
+def pause_experiment(experiment_id: str, database: DatabaseOf, request: StopRequest | None = None) -> ExperimentDetail:
     """Stop for now: running trials write a checkpoint and give their places back; nothing is lost."""
     within_s = _within_s(request, PAUSE_WITHIN_S)
-    return _changed(database, lambda work: work.control.pause(id, within_s=within_s))
+    return _changed(database, lambda work: work.control.pause(experiment_id, within_s=within_s))
 
 
-@router.post("/experiments/{id}:resume", status_code=202, operation_id="resume_experiment", responses=_REFUSED)
-def resume_experiment(id: str, database: DatabaseOf) -> ExperimentDetail:
+@router.post(
+    "/experiments/{experiment_id}:resume", status_code=202, operation_id="resume_experiment", responses=_REFUSED
+)
+def resume_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDetail:
     """Go on with a paused experiment; its trials go on from their checkpoints, bit for bit."""
-    return _changed(database, lambda work: work.control.resume(id))
+    return _changed(database, lambda work: work.control.resume(experiment_id))
 
 
-@router.post("/experiments/{id}:cancel", status_code=202, operation_id="cancel_experiment", responses=_REFUSED)
-def cancel_experiment(id: str, database: DatabaseOf, request: StopRequest | None = None) -> ExperimentDetail:
+@router.post(
+    "/experiments/{experiment_id}:cancel", status_code=202, operation_id="cancel_experiment", responses=_REFUSED
+)
+def cancel_experiment(experiment_id: str, database: DatabaseOf, request: StopRequest | None = None) -> ExperimentDetail:
     """End an experiment: running trials write a checkpoint and stop, and are killed after the deadline."""
     within_s = _within_s(request, CANCEL_WITHIN_S)
-    return _changed(database, lambda work: work.experiments.request_cancel(id, within_s=within_s))
+    return _changed(database, lambda work: work.experiments.request_cancel(experiment_id, within_s=within_s))
 
 
-@router.post("/experiments/{id}:kill", status_code=202, operation_id="kill_experiment", responses=_REFUSED)
-def kill_experiment(id: str, database: DatabaseOf) -> ExperimentDetail:
+@router.post("/experiments/{experiment_id}:kill", status_code=202, operation_id="kill_experiment", responses=_REFUSED)
+def kill_experiment(experiment_id: str, database: DatabaseOf) -> ExperimentDetail:
     """End an experiment now, without checkpoints; also one that is being cancelled."""
-    return _changed(database, lambda work: work.experiments.request_cancel(id, within_s=0.0))
+    return _changed(database, lambda work: work.experiments.request_cancel(experiment_id, within_s=0.0))
 
 
-@router.post("/experiments/{id}:prioritize", status_code=202, operation_id="prioritize_experiment", responses=_REFUSED)
-def prioritize_experiment(id: str, request: PriorityRequest, database: DatabaseOf) -> ExperimentDetail:
+@router.post(
+    "/experiments/{experiment_id}:prioritize", status_code=202, operation_id="prioritize_experiment", responses=_REFUSED
+)
+def prioritize_experiment(experiment_id: str, request: PriorityRequest, database: DatabaseOf) -> ExperimentDetail:
     """Change the priority; free places go by it from now on. Nothing that runs is interrupted."""
-    return _changed(database, lambda work: work.control.prioritize(id, request.priority))
+    return _changed(database, lambda work: work.control.prioritize(experiment_id, request.priority))
 
 
-@router.get("/experiments/{id}/commands", operation_id="list_commands", responses=problems(NOT_FOUND))
-def list_commands(id: str, database: DatabaseOf) -> CommandList:
+@router.get("/experiments/{experiment_id}/commands", operation_id="list_commands", responses=problems(NOT_FOUND))
+def list_commands(experiment_id: str, database: DatabaseOf) -> CommandList:
     """What users wished for an experiment and its trials, and what became of it; oldest first."""
     with database.read() as work:
-        work.experiments.get(id)
-        records = work.commands.of_experiment(id)
+        work.experiments.get(experiment_id)
+        records = work.commands.of_experiment(experiment_id)
     return CommandList(items=[CommandRead.model_validate(vars(record)) for record in records])
 
 
 @router.post(
-    "/experiments/{id}/trials",
+    "/experiments/{experiment_id}/trials",
     status_code=201,
     operation_id="add_trial",
     responses={
@@ -103,19 +109,19 @@ def list_commands(id: str, database: DatabaseOf) -> CommandList:
     },
 )
 def add_trial(
-    id: str, request: AddRequest, database: DatabaseOf, response: Response, key: IdempotencyKey = None
+    experiment_id: str, request: AddRequest, database: DatabaseOf, response: Response, key: IdempotencyKey = None
 ) -> TrialDetail:
     """Add a point by hand. It is run to its end and compared; the search goes on as if it were not there.
 
     Repeating the call with the same key and body gives the first answer. An experiment that has ended is queued again.
     """
-    mark = fingerprint({"experiment": id, **request.model_dump(mode="json")})
+    mark = fingerprint({"experiment": experiment_id, **request.model_dump(mode="json")})
 
     def change(work: Work) -> TrialRecord:
-        work.experiments.lock(id)
-        spec = ExperimentSpec.model_validate(work.experiments.get(id).spec)
-        proposal = added_point(spec, request.params, number=len(work.trials.history(id)))
-        return work.control.add_trial(id, proposal, label=request.label, key=key, fingerprint=mark)
+        work.experiments.lock(experiment_id)
+        spec = ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
+        proposal = added_point(spec, request.params, number=len(work.trials.history(experiment_id)))
+        return work.control.add_trial(experiment_id, proposal, label=request.label, key=key, fingerprint=mark)
 
     trial = database.run(change)
     response.headers["Location"] = f"/v1/trials/{trial.id}"
@@ -125,20 +131,20 @@ def add_trial(
 # One trial
 
 
-@router.post("/trials/{id}:stop", status_code=202, operation_id="stop_trial", responses=_REFUSED)
-def stop_trial(id: str, database: DatabaseOf) -> TrialDetail:
+@router.post("/trials/{trial_id}:stop", status_code=202, operation_id="stop_trial", responses=_REFUSED)
+def stop_trial(trial_id: str, database: DatabaseOf) -> TrialDetail:
     """End one trial: it is pruned with what it came to, or cancelled if it had not begun; the experiment goes on."""
-    database.run(lambda work: work.control.stop_trial(id))
-    return _shown(database, id)
+    database.run(lambda work: work.control.stop_trial(trial_id))
+    return _shown(database, trial_id)
 
 
-@router.post("/trials/{id}:retry", status_code=202, operation_id="retry_trial", responses=_REFUSED)
-def retry_trial(id: str, database: DatabaseOf) -> TrialDetail:
+@router.post("/trials/{trial_id}:retry", status_code=202, operation_id="retry_trial", responses=_REFUSED)
+def retry_trial(trial_id: str, database: DatabaseOf) -> TrialDetail:
     """Try a failed trial again, as a new trial with its configuration, which is returned; the failed one stays.
 
     An experiment that has ended is queued again.
     """
-    return _shown(database, database.run(lambda work: work.control.retry_trial(id)).id)
+    return _shown(database, database.run(lambda work: work.control.retry_trial(trial_id)).id)
 
 
 # Many

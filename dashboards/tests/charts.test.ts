@@ -71,6 +71,9 @@ describe("ranges", () => {
   test("the extent covers every line", () => {
     expect(xExtent([line, { x: [-5], y: [1] }])).toEqual([-5, 100]);
     expect(xExtent([])).toBeNull();
+    // A single x would have no width to be drawn in.
+    expect(xExtent([{ x: [0], y: [1] }])).toEqual([-1, 1]);
+    expect(xExtent([{ x: [20], y: [1] }])).toEqual([18, 22]);
   });
   test("search in ascending lists", () => {
     expect(lowerBound([1, 3, 5], 3)).toBe(1);

@@ -59,7 +59,7 @@ export function useTrialVerb(): UseMutationResult<Outcomes, ApiError, { readonly
 export function useAddTrial(experimentId: string): UseMutationResult<Schemas["TrialDetail"], ApiError, { readonly body: Schemas["AddRequest"]; readonly key: string }> {
   const refreshed = useRefreshed();
   return useMutation({
-    mutationFn: ({ body, key }) => post("/v1/experiments/{id}/trials", { path: { id: experimentId }, body, key }),
+    mutationFn: ({ body, key }) => post("/v1/experiments/{experiment_id}/trials", { path: { experiment_id: experimentId }, body, key }),
     onSuccess: refreshed,
   });
 }

@@ -221,7 +221,7 @@ export function useImplicated(experimentId: string, everywhere: boolean, live: b
 export function useCommands(experimentId: string, live: boolean): Answer<Schemas["CommandList"]> {
   return useQuery({
     queryKey: ["commands", experimentId],
-    queryFn: ({ signal }) => get("/v1/experiments/{id}/commands", { path: { id: experimentId }, signal }),
+    queryFn: ({ signal }) => get("/v1/experiments/{experiment_id}/commands", { path: { experiment_id: experimentId }, signal }),
     ...while_(live, LIVE_MS),
   });
 }

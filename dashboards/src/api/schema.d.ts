@@ -145,7 +145,13 @@ export interface paths {
          */
         get: operations["list_trials"];
         put?: never;
-        post?: never;
+        /**
+         * Add Trial
+         * @description Add a point by hand. It is run to its end and compared; the search goes on as if it were not there.
+         *
+         *     Repeating the call with the same key and body gives the first answer. An experiment that has ended is queued again.
+         */
+        post: operations["add_trial"];
         delete?: never;
         options?: never;
         head?: never;
@@ -192,7 +198,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}:pause": {
+    "/v1/experiments/{experiment_id}:pause": {
         parameters: {
             query?: never;
             header?: never;
@@ -212,7 +218,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}:resume": {
+    "/v1/experiments/{experiment_id}:resume": {
         parameters: {
             query?: never;
             header?: never;
@@ -232,7 +238,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}:cancel": {
+    "/v1/experiments/{experiment_id}:cancel": {
         parameters: {
             query?: never;
             header?: never;
@@ -252,7 +258,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}:kill": {
+    "/v1/experiments/{experiment_id}:kill": {
         parameters: {
             query?: never;
             header?: never;
@@ -272,7 +278,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}:prioritize": {
+    "/v1/experiments/{experiment_id}:prioritize": {
         parameters: {
             query?: never;
             header?: never;
@@ -292,7 +298,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}/commands": {
+    "/v1/experiments/{experiment_id}/commands": {
         parameters: {
             query?: never;
             header?: never;
@@ -312,29 +318,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/experiments/{id}/trials": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Add Trial
-         * @description Add a point by hand. It is run to its end and compared; the search goes on as if it were not there.
-         *
-         *     Repeating the call with the same key and body gives the first answer. An experiment that has ended is queued again.
-         */
-        post: operations["add_trial"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/trials/{id}:stop": {
+    "/v1/trials/{trial_id}:stop": {
         parameters: {
             query?: never;
             header?: never;
@@ -354,7 +338,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/trials/{id}:retry": {
+    "/v1/trials/{trial_id}:retry": {
         parameters: {
             query?: never;
             header?: never;
@@ -2966,6 +2950,24 @@ export interface components {
             max_fraction: number;
         };
         /**
+         * DeviceFit
+         * @description How many of the points that were tried fit on the nodes of one kind, by the memory of the node.
+         */
+        DeviceFit: {
+            /** Num Nodes */
+            num_nodes: number;
+            /** Cpus */
+            cpus: number;
+            /** Gpus */
+            gpus: number;
+            /** Memory Gib */
+            memory_gib: number;
+            /** Num Fitting */
+            num_fitting: number;
+            /** Num Tried */
+            num_tried: number;
+        };
+        /**
          * Diff
          * @description Only the configuration values that differ.
          */
@@ -3331,7 +3333,8 @@ export interface components {
             further_objectives: components["schemas"]["FurtherObjective"][];
             /**
              * Num Trials
-             * @description Trials of the search plus baselines, as planned.
+             * @description Trials of the search plus baselines, as planned, or as many as there are: copies within a population and trials
+             *     that were added by hand come on top.
              */
             num_trials: number;
             trial_counts: components["schemas"]["TrialCounts"];
@@ -3789,7 +3792,8 @@ export interface components {
             further_objectives: components["schemas"]["FurtherObjective"][];
             /**
              * Num Trials
-             * @description Trials of the search plus baselines, as planned.
+             * @description Trials of the search plus baselines, as planned, or as many as there are: copies within a population and trials
+             *     that were added by hand come on top.
              */
             num_trials: number;
             trial_counts: components["schemas"]["TrialCounts"];
@@ -9175,6 +9179,26 @@ export interface components {
             start?: components["schemas"]["StartReport"] | null;
         };
         /**
+         * RungPreview
+         * @description What a rung is expected to let through, of trials that arrive in an order that says nothing about them.
+         */
+        RungPreview: {
+            /** Rung */
+            rung: number;
+            /**
+             * Tokens
+             * @description Of the base configuration.
+             */
+            tokens: number;
+            /**
+             * Arriving
+             * @description Points; null where the rule depends on the values.
+             */
+            arriving: number | null;
+            /** Passing */
+            passing: number | null;
+        };
+        /**
          * RungRead
          * @description What the scheduler decided on a trial at a rung.
          */
@@ -9478,6 +9502,33 @@ export interface components {
             text: string;
         };
         /**
+         * SampledPoint
+         * @description A point of the space with its complete configuration and what that takes.
+         */
+        SampledPoint: {
+            /** Params */
+            params: {
+                [key: string]: boolean | number | string | null;
+            };
+            config: components["schemas"]["TrainConfig"] | null;
+            /**
+             * Problem
+             * @description Why it cannot run; null if it can.
+             */
+            problem: string | null;
+            /** Total Parameters */
+            total_parameters: number | null;
+            /** Active Parameters */
+            active_parameters: number | null;
+            /** Flops Per Token */
+            flops_per_token: number | null;
+            /**
+             * Memory Gib
+             * @description Of one worker.
+             */
+            memory_gib: number | null;
+        };
+        /**
          * SaturationPoint
          * @description How much of the routing of an earlier evaluation is that of the last one.
          */
@@ -9567,6 +9618,16 @@ export interface components {
              * @enum {string}
              */
             kind: "scratch";
+        };
+        /**
+         * SearchPhase
+         * @description A part of the search, in words, and how many points it makes.
+         */
+        SearchPhase: {
+            /** What */
+            what: string;
+            /** Num Points */
+            num_points: number;
         };
         /**
          * SearchedParameter
@@ -11283,6 +11344,29 @@ export interface components {
             disk: components["schemas"]["Estimated"];
             /** @description How many trials this installation runs at a time. */
             max_parallel_trials: components["schemas"]["Estimated"];
+            /** @description All trials, baselines and seeds included. */
+            trial_range: components["schemas"]["Estimated"];
+            /** @description Of all devices together: GPU h, or CPU h. */
+            device_hours: components["schemas"]["Estimated"];
+            /**
+             * Devices
+             * @description The nodes by kind, largest memory first; empty while the cluster is not known.
+             */
+            devices: components["schemas"]["DeviceFit"][];
+            /**
+             * Sample
+             * @description Up to 5 points: what is enqueued, then the first of a grid, else draws from the space.
+             */
+            sample: components["schemas"]["SampledPoint"][];
+            /**
+             * Phases
+             * @description How the search would unfold.
+             */
+            phases: components["schemas"]["SearchPhase"][];
+            /** Rungs */
+            rungs: components["schemas"]["RungPreview"][];
+            /** @description What the search would learn from other experiments now; null if it names none. */
+            warm_start: components["schemas"]["WarmStartRead"] | null;
             /** Rung Tokens */
             rung_tokens: number[];
             /** Warnings */
@@ -11832,6 +11916,72 @@ export interface operations {
             };
         };
     };
+    add_trial: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                experiment_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AddRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    /** @description The trial */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrialDetail"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The spec is not acceptable; the idempotency key came before with another body */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Any other problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_experiment_runs: {
         parameters: {
             query?: never;
@@ -11917,7 +12067,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                experiment_id: string;
             };
             cookie?: never;
         };
@@ -11970,7 +12120,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                experiment_id: string;
             };
             cookie?: never;
         };
@@ -12019,7 +12169,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                experiment_id: string;
             };
             cookie?: never;
         };
@@ -12072,7 +12222,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                experiment_id: string;
             };
             cookie?: never;
         };
@@ -12121,7 +12271,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                experiment_id: string;
             };
             cookie?: never;
         };
@@ -12174,7 +12324,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                experiment_id: string;
             };
             cookie?: never;
         };
@@ -12209,78 +12359,12 @@ export interface operations {
             };
         };
     };
-    add_trial: {
-        parameters: {
-            query?: never;
-            header?: {
-                "Idempotency-Key"?: string | null;
-            };
-            path: {
-                id: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["AddRequest"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            201: {
-                headers: {
-                    /** @description The trial */
-                    Location?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["TrialDetail"];
-                };
-            };
-            /** @description There is no such thing */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The state does not allow this */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The spec is not acceptable; the idempotency key came before with another body */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description Any other problem */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
     stop_trial: {
         parameters: {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                trial_id: string;
             };
             cookie?: never;
         };
@@ -12329,7 +12413,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                id: string;
+                trial_id: string;
             };
             cookie?: never;
         };

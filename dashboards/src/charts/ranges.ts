@@ -16,7 +16,7 @@ export interface Focus {
   readonly below: number;
 }
 
-/** The smallest and largest x of all lines, or null if there is no point. */
+/** The smallest and largest x of all lines with room around a single one, or null if there is no point. */
 export function xExtent(lines: readonly Line[]): readonly [number, number] | null {
   let low = Infinity;
   let high = -Infinity;
@@ -26,7 +26,10 @@ export function xExtent(lines: readonly Line[]): readonly [number, number] | nul
       if (x > high) high = x;
     }
   }
-  return low <= high ? [low, high] : null;
+  if (low > high) return null;
+  if (low < high) return [low, high];
+  const room = Math.abs(low) * 0.1 || 1;
+  return [low - room, high + room];
 }
 
 /**

@@ -39,6 +39,7 @@ const CAUSES: Readonly<Record<string, string>> = {
   hyperband: "by Hyperband",
   median: "below the median",
   patience: "no improvement",
+  pbt: "by PBT",
   stop_rule: "by a rule",
   diverged: "diverged",
   out_of_memory: "out of memory",

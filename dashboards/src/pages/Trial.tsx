@@ -1,7 +1,7 @@
 /** `/t/:id`: is this trial healthy; if not, when, where, and what came first? */
 
 import { useEffect, useMemo, useRef, useState } from "react";
-import { Link, useLocation } from "wouter";
+import { useLocation } from "wouter";
 
 import { isLive, useAlarms, useCatalog, useCheckpoints, useEvaluations, useExperiment, useForks, useLoadHistory, useRouter, useRuns, useSeries, useSpikes, useTrial } from "../api/queries";
 import type { XMark } from "../charts/marks";
@@ -28,7 +28,7 @@ import { ExpertsPanel } from "../panels/ExpertsPanel";
 import { ForkDialog } from "../panels/ForkDialog";
 import { RungsPanel, RunsPanel } from "../panels/HistoryPanels";
 import { LayerTimePanel, routerMetric } from "../panels/LayerTimePanel";
-import { ForkedFrom, LineagePanel } from "../panels/LineagePanel";
+import { LineagePanel, Origins } from "../panels/LineagePanel";
 import { catalogueOf, ROUTER_METRICS } from "../panels/metrics";
 import { ProbePanel } from "../panels/ProbePanel";
 import { probeKeys, probesOf } from "../panels/probes";
@@ -153,17 +153,7 @@ export function Trial({ id }: { readonly id: string }): React.JSX.Element {
           {data.reason}
         </p>
       )}
-      {data.retry_of !== null && (
-        <p className="notice">
-          Another attempt at <Link href={`/t/${data.retry_of}`}>the trial that failed</Link>.
-        </p>
-      )}
-      {data.retried_by !== null && (
-        <p className="notice">
-          Tried again as <Link href={`/t/${data.retried_by}`}>another trial</Link>.
-        </p>
-      )}
-      {experiment.data?.fork != null && <ForkedFrom fork={experiment.data.fork} />}
+      <Origins trial={data} fork={experiment.data?.fork ?? null} />
       {searched.length > 0 && (
         <ul className="params" aria-label="Parameters set by the search">
           {searched.map((path) => (

@@ -45,7 +45,7 @@ export function AddTrialDialog({ experimentId, space, params, onClose, onAdded }
   };
   return (
     <Modal title="Add a trial" onClose={onClose}>
-      <p className="muted">It runs beside the search and is never stopped early; the sampler and the scheduler do not learn from it.</p>
+      <p className="muted">It runs beside the search and is never stopped early; the sampler and the scheduler do not learn from it. An experiment that has ended is queued again for it.</p>
       <form
         onSubmit={(event) => {
           event.preventDefault();

@@ -94,7 +94,7 @@ export function AlarmsPanel({ answer, watched, trialNames, onAround, onHover }: 
                         <Cleared span={span} />
                       </td>
                       <td className="num">{formatNumber(raised.value, 3)}</td>
-                      <td>{conditionInWords(raised)}</td>
+                      <td className="condition">{conditionInWords(raised)}</td>
                       {onAround !== undefined && (
                         <td>
                           <button type="button" className="quiet-button" onClick={() => onAround(raised.first_step)}>

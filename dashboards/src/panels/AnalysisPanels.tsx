@@ -181,9 +181,10 @@ function SlicesPanel({ answer, objective, space, strong, onHover, onOpen }: Slic
 /** All three; one panel that says so while there is no analysis. */
 export function AnalysisPanels(props: SlicesProps & ImportanceProps): React.JSX.Element {
   const { answer } = props;
-  if (answer.data?.analysis == null) {
+  if (answer.data?.analysis == null || answer.data.analysis.slices.trial_ids.length === 0) {
+    const nothing = answer.data?.analysis == null ? "Best so far, importance of the parameters and slices are being worked out, beside the API." : "No trial of the search has a result yet.";
     return (
-      <Panel title="What the search found" className="wide" answer={answer} height={90} empty={(read) => read.problem ?? "Best so far, importance of the parameters and slices are being worked out, beside the API."}>
+      <Panel title="What the search found" className="wide" answer={answer} height={90} empty={(read) => read.problem ?? nothing}>
         {() => null}
       </Panel>
     );

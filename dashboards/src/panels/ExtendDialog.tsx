@@ -23,7 +23,7 @@ export function ExtendDialog({ experiment, onClose }: Props): React.JSX.Element 
   const problems = extend.error === null ? [] : extend.error.errors.length === 0 ? [extend.error.message] : extend.error.errors.map((error) => `${fieldOf(error.pointer)}: ${error.message}`);
   return (
     <Modal title={`Extend ${experiment.name}`} onClose={onClose}>
-      <p className="muted">It is queued again and keeps its trials; the sampler learns from all of them. The space stays as it is; the API takes a wider one, too.</p>
+      <p className="muted">It is queued again and keeps its trials; the sampler learns from all of them. The space stays as it is; evenload extend --space takes a wider one.</p>
       <form
         onSubmit={(event) => {
           event.preventDefault();

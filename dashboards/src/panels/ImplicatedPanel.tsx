@@ -24,16 +24,6 @@ const SCOPES = [
 ] as const;
 const MOST_SPIKES = 12;
 
-/** How likely it is that chance alone put the documents there, in words; empty where it is not known. */
-export function chanceInWords(item: Pick<Item, "documents" | "num_trials" | "same_batch" | "expected_batches">): string {
-  if (item.same_batch) {
-    return item.expected_batches === null ? "one batch: the trials read their data in the same order" : `one batch, read by all at the same step; by chance ${formatNumber(item.expected_batches, 2)} such batches`;
-  }
-  const known = item.documents.map(({ probability }) => probability).filter((probability) => probability !== null);
-  if (known.length === 0) return "";
-  return `by chance in ${item.num_trials} or more: probability ${formatNumber(Math.min(...known), 2)}`;
-}
-
 /** Why there is nothing to list. */
 export function nothingInWords({ num_trials, num_spiking_trials, num_spikes, min_trials }: Pick<Implicated, "num_trials" | "num_spiking_trials" | "num_spikes" | "min_trials">): string {
   if (num_spikes === 0) return num_trials === 0 ? "No trial has trained yet." : "No trial had a spike.";
@@ -67,12 +57,9 @@ export function ImplicatedPanel({ answer, everywhere, onEverywhere }: Props): Re
 }
 
 function ImplicatedItem({ item, experimentId }: { readonly item: Item; readonly experimentId: string }): React.JSX.Element {
-  const chance = chanceInWords(item);
   return (
     <li>
-      <p>
-        <strong>{item.summary}</strong> {chance !== "" && <span className="muted">({chance})</span>}
-      </p>
+      <p>{item.summary}</p>
       <p className="mono document-ids">{item.documents.map(({ document_id }) => document_id).join(", ")}</p>
       {item.text !== null && <pre>{item.text}</pre>}
       <ul className="implicated-spikes">

@@ -24,6 +24,30 @@ export function ForkedFrom({ fork }: { readonly fork: Schemas["ForkRead"] }): Re
   );
 }
 
+/** What a trial goes on from, or what goes on in its place: a fork, another attempt, a copy of a better trial. */
+export function Origins({ trial, fork }: { readonly trial: Schemas["TrialDetail"]; readonly fork: Schemas["ForkRead"] | null }): React.JSX.Element {
+  return (
+    <>
+      {fork !== null && <ForkedFrom fork={fork} />}
+      {trial.parent_trial_id !== null && (
+        <p className="notice">
+          Goes on from <Link href={`/t/${trial.parent_trial_id}`}>a trial of this population that did better</Link>, with changed values.
+        </p>
+      )}
+      {trial.retry_of !== null && (
+        <p className="notice">
+          Another attempt at <Link href={`/t/${trial.retry_of}`}>the trial that failed</Link>.
+        </p>
+      )}
+      {trial.retried_by !== null && (
+        <p className="notice">
+          Tried again as <Link href={`/t/${trial.retried_by}`}>another trial</Link>.
+        </p>
+      )}
+    </>
+  );
+}
+
 interface Props {
   readonly checkpoints: Answer<Schemas["CheckpointList"]>;
   readonly forks: Answer<Schemas["ForkList"]>;

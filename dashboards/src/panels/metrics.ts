@@ -15,6 +15,10 @@ const SHORT: Readonly<Record<string, string>> = {
   "router/load_entropy": "load entropy",
   "router/dead_fraction": "dead fraction",
   "router/z": "z",
+  "router/max_load": "load share of the busiest expert",
+  "router/effective_experts": "effective experts",
+  "router/persistent_dead_fraction": "persistently dead fraction",
+  "train/loss_rise": "loss above its minimum",
 };
 
 /** What to ask of each bucket and of the layers: the end of the range that a researcher worries about. */

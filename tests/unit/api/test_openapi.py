@@ -1,6 +1,7 @@
 """The committed OpenAPI document is the one of the code, and complete."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ def test_operations_have_readable_ids_of_their_own(document: dict[str, Any]) -> 
     ids = [operation["operationId"] for operation in operations(document)]
     assert len(set(ids)) == len(ids)
     assert all(name.isidentifier() and "v1" not in name for name in ids)
+
+
+def test_one_path_has_one_template(document: dict[str, Any]) -> None:
+    # OpenAPI 3.1, "Paths Object": templates that differ only in the names of their parameters are the same path.
+    paths = [re.sub(r"{\w+}", "{}", path) for path in document["paths"]]
+    assert len(set(paths)) == len(paths)
 
 
 def test_every_answer_has_a_type(document: dict[str, Any]) -> None:
