@@ -105,7 +105,7 @@ class Conductor:
         self._nothing_new = False
         self._asks_again_at = 0.0
         self._wants_run = True
-        self._is_over = False
+        self._is_over = False  # there was nothing left to start when we were last asked, and nobody had us stop
         self._stopping: Stopping | None = None
         self.stop_within_s: float | None = None
         """What the user said at the last `watch` about how long stopping may take."""
@@ -240,7 +240,7 @@ class Conductor:
             elif state is ExperimentState.PAUSING and not self._is_over:
                 following, reason = ExperimentState.PAUSED, Stopping.PAUSE.value
                 work.trials.lose_runs(self.experiment_id, epoch=self.epoch, reason=reason, counts=False)
-            elif self._stopping is not None or work.trials.unsettled(self.experiment_id):
+            elif not self._is_over or work.trials.unsettled(self.experiment_id):
                 work.trials.lose_runs(
                     self.experiment_id, epoch=self.epoch, reason=Stopping.SHUTDOWN.value, counts=False
                 )
