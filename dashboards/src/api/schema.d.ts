@@ -5149,7 +5149,7 @@ export interface components {
             expected_trials: number | null;
             /**
              * Probability
-             * @description Of as many trials as it was, or more.
+             * @description Of being in as many of the different batches that spiked, or more; trials that spiked at one batch count once.
              */
             probability: number | null;
             /**
@@ -5181,6 +5181,11 @@ export interface components {
             num_spiking_trials: number;
             /** Num Spikes */
             num_spikes: number;
+            /**
+             * Num Batches
+             * @description Different batches among the spikes.
+             */
+            num_batches: number;
             /**
              * Num Orders
              * @description Different orders of the data among the spiking trials.
