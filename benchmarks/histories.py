@@ -5,10 +5,8 @@ Without Ray, on a SQLite file with a history of 10 to 10,000 trials, medians in 
     decide     a report at a rung of ASHA: taken, decided on among all arrivals there, committed
     begin      the next trial: proposed at random, written, its run written
     end        a run's last word: run and trial ended
-    ask        TPE's proposal with what the driver remembers of the last one; `ask_to_optuna` is its ratio to a proposal
-               of the same TPE in a study in memory, in turns
 
-and the memory of this process, which is the driver here, before and after.
+and the memory of this process, which is the driver here. Proposals of TPE: `benchmarks.search`.
 """
 
 import argparse
@@ -19,21 +17,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 from sqlalchemy import insert
 
 from benchmarks.orchestration import conducted, finished, spec_of
 from orchestrator.execution.conductor import Conductor
-from orchestrator.search.propose import propose
 from orchestrator.search.space import resolve
-from orchestrator.search.study import study_of
-from orchestrator.search.told import Memory
 from orchestrator.states import RunState, TrialState
 from orchestrator.store.models import RungRow
 from orchestrator.store.records import Proposal, TrialKind
-from orchestrator.store.session import Database
 from orchestrator.store.work import Work
 from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
@@ -52,8 +46,6 @@ class Growth:
     decide_ms: float
     begin_ms: float
     end_ms: float
-    ask_ms: float
-    ask_to_optuna: float
     driver_mib: float
 
 
@@ -98,47 +90,14 @@ def _at(num_trials: int, rounds: int) -> Growth:
             if goes_on:
                 _timed(times["end"], lambda r=request: conductor.report(r.run_id, finished(r)))
             conductor.ended(request.run_id, None)
-        ask_ms, ratio = _asked(database, conductor, num_trials, rounds)
     medians = {name: round(1000 * statistics.median(values), 2) if values else 0.0 for name, values in times.items()}
     return Growth(
         num_trials=num_trials,
         decide_ms=medians["decide"],
         begin_ms=medians["begin"],
         end_ms=medians["end"],
-        ask_ms=ask_ms,
-        ask_to_optuna=ratio,
         driver_mib=round(psutil.Process().memory_info().rss / 2**20, 1),
     )
-
-
-def _asked(database: Database, conductor: Conductor, num_trials: int, rounds: int) -> tuple[float, float]:
-    """TPE's proposal in milliseconds, and over that of Optuna's own study in memory."""
-    import optuna
-
-    spec = conductor.spec.model_copy(update={"sampler": spec_of(1, sampler={"kind": "tpe"}).sampler})
-    with database.read() as work:
-        history = work.trials.history(conductor.experiment_id)
-    number = len(history) - rounds
-    memory = Memory()
-    rebuilt = study_of(spec, number=number, history=history[:number])
-    study = optuna.create_study(sampler=rebuilt.sampler)
-    study.add_trials(rebuilt.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
-    domain: Any = next(iter(study.trials[0].distributions.values()))
-
-    def theirs() -> object:
-        trial = study.ask({_PARAM: domain})
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return trial
-
-    ours_s: list[float] = []
-    theirs_s: list[float] = []
-    propose(spec, number=number, history=history, memory=memory)
-    for index in range(1, rounds):
-        ask = lambda n=number + index: propose(spec, number=n, history=history[:n], memory=memory)  # noqa: E731
-        _timed(ours_s, ask)
-        _timed(theirs_s, theirs)
-    ours, other = statistics.median(ours_s), statistics.median(theirs_s)
-    return round(1000 * ours, 2), round(ours / other, 3)
 
 
 def _fill(work: Work, conductor: Conductor, numbers: range) -> None:
