@@ -95,6 +95,12 @@ def _of_outages(clock: str) -> Callable[[Results, str], list[float]]:
     return values
 
 
+def _of_search(results: Results, kind: str) -> list[float]:
+    return [
+        each[kind]["ask_to_optuna"] for each in results["search"]["report"]["measurements"] if each["num_past"] == 1000
+    ]
+
+
 GOALS = (
     Goal("MoE layer over matmuls of the same FLOPs, E <= 16", 1.5, _of_layers(lambda number: number <= 16)),
     Goal("MoE layer over matmuls of the same FLOPs, E = 64", 2.1, _of_layers(lambda number: number == 64)),
@@ -109,6 +115,7 @@ GOALS = (
     Goal("points to MLflow per second", 5000, _of_forwarder("points_per_s"), at_least=True),
     Goal("step while MLflow fails over step without, CPU", 1.02, _of_outages("cpu")),
     Goal("step while MLflow fails over step without, wall", 1.02, _of_outages("wall")),
+    Goal("proposal of TPE over Optuna's in memory, 1,000 past trials", 1.2, _of_search),
 )
 
 
