@@ -201,7 +201,7 @@ def test_the_catalogue_names_what_a_spec_can_name(lab: Installation) -> None:
     assert set(kinds["attention"]) == set(ATTENTIONS)
     assert set(kinds["router"]) == set(ROUTERS)
     assert set(kinds["start"]) == set(STARTS)
-    assert kinds["sampler"] == ["random", "grid", "tpe", "qmc", "gp", "cmaes", "nsga2", "brute_force"]
-    assert kinds["scheduler"] == ["none", "asha", "hyperband", "median", "patience"]
+    assert kinds["sampler"] == ["random", "grid", "tpe", "qmc", "gp", "cmaes", "nsga2", "nsga3", "brute_force"]
+    assert kinds["scheduler"] == ["none", "asha", "hyperband", "median", "patience", "pbt"]
     schema = lab.client().get("/v1/schema/experiment-spec.json").json()
     assert schema["properties"].keys() >= {"name", "base", "space"}
