@@ -194,7 +194,7 @@ def trial(number: int, of: Run) -> SpikingTrial:
 def test_kick_of_the_learning_rate_spikes_in_the_step_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def kicked(*arguments: Any, **named: Any) -> Any:
         schedule = build_schedule(*arguments, **named)
-        return lambda step: schedule(step) * (60.0 if step + 1 == 150 else 1.0)
+        return lambda step: schedule(step) * (200.0 if step + 1 == 150 else 1.0)
 
     monkeypatch.setattr(trainer.training, "build_schedule", kicked)
     found = run(tmp_path, SEEDS[0], num_steps=155)
