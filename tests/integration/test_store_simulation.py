@@ -34,12 +34,13 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 
 
 def test_I1_to_I9_hold_in_the_store_and_its_histories_are_those_of_the_model(make_store: MakeStore) -> None:
-    for seed in range(12):
+    for seed in range(8):
         assert simulate(seed, make_store) == simulate(seed)
 
 
 def test_I2_checker_objects_to_a_store_without_fences(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = Experiments._lock
     monkeypatch.setattr(Experiments, "_lock", lambda self, experiment_id, epoch=None: lock(self, experiment_id))
-    found = (violation.invariant for seed in range(100) for violation in simulate(seed, make_store).violations)
+    # Worlds in which a driver wakes up that was frozen while another one took over.
+    found = (violation.invariant for seed in (22, 113, 283) for violation in simulate(seed, make_store).violations)
     assert "I2" in found

@@ -35,6 +35,7 @@ class Process:
     Attributes:
         parent: a trial's driver; the trial does not outlive it for long.
         stop: somebody has asked it to save and end.
+        frozen_until_ms: it is stopped (SIGSTOP, swapped out), and goes on then as if nothing had been.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Process:
     inbox: deque[Any] = field(default_factory=deque)
     is_alive: bool = True
     stop: bool = False
+    frozen_until_ms: int = 0
     steps: Steps | None = None
 
 
@@ -178,6 +180,8 @@ class World:
         return False
 
     def _advance(self, process: Process) -> None:
+        if self.is_faulty and process.frozen_until_ms > self.ms:
+            return
         if process.parent is not None and not process.parent.is_alive:
             # A trial's process notices that its driver is gone, but not at once; a driver's watch is a thread of it.
             late = process.kind == "trial" and self.is_faulty and self.rng.random() < 0.7
@@ -215,6 +219,13 @@ class World:
                 self.kill(process)
         elif what == "pause":
             self.ms += self.rng.choice((20_000, 100_000))
+        elif what == "freeze":
+            drivers = self.alive("driver")
+            if drivers:
+                driver = self.rng.choice(drivers)
+                for process in self.processes:
+                    if driver in (process, process.parent):
+                        process.frozen_until_ms = self.ms + self.rng.choice((10_000, 30_000, 60_000))
         elif what == "clock":
             self.clock_error_ms = self.rng.choice((-_DAY_MS, -10_000, 10_000, _DAY_MS))
         elif what == "damage":
@@ -238,6 +249,8 @@ _FAULTS = (
     "trial",
     "ray",
     "machine",
+    "freeze",
+    "freeze",
     "pause",
     "clock",
     "damage",
