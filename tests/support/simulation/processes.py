@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from orchestrator.errors import IdempotencyKeyReused, IllegalTransition, StoreUnavailable
+from orchestrator.errors import IdempotencyKeyReused, IllegalTransition, NotFound, StoreUnavailable
 from orchestrator.execution.plan import (
     Action,
     Cancel,
@@ -109,7 +109,7 @@ def api(world: World, me: Process, request: Any) -> Steps:
             answer = request.experiment_id
     except StoreUnavailable:
         return
-    except (IllegalTransition, IdempotencyKeyReused):
+    except (IllegalTransition, IdempotencyKeyReused, NotFound):
         answer = None
     yield
     world.send(request.sender, (_kind(request), answer))
