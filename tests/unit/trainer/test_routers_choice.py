@@ -71,7 +71,7 @@ def test_all_groups_allowed_is_plain_top_k() -> None:
     ours, theirs = grouped(x_TD, bias_E), plain(x_TD, bias_E)
     assert torch.equal(ours.expert_ids_TK, theirs.expert_ids_TK)
     assert torch.equal(ours.weights_TK, theirs.weights_TK)
-    torch.testing.assert_close(ours.stats.stats_S, theirs.stats.stats_S)
+    torch.testing.assert_close(ours.stats.stats_S, theirs.stats.stats_S, rtol=1e-6, atol=1e-6)  # of float32 terms
 
 
 def test_margin_is_zero_where_no_other_expert_was_allowed() -> None:
