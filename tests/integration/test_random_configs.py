@@ -176,6 +176,7 @@ def bound(declared: str, moe: MoEConfig | None) -> float:
         "ln(num_experts + num_null_experts)": math.log(num_experts + num_null),
         "ln(num_experts)": math.log(num_experts),
         "ln(max(top_k - num_null_experts, 1))": math.log(fewest),
+        "num_experts / max(top_k - num_null_experts, 1)": num_experts / fewest,
         "num_experts / max(top_k - num_null_experts, 1) - 1": num_experts / fewest - 1,
         "sqrt(num_experts / max(top_k - num_null_experts, 1) - 1)": math.sqrt(num_experts / fewest - 1),
         "1 / max(top_k - num_null_experts, 1)": 1 / fewest,

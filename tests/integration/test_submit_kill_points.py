@@ -23,7 +23,7 @@ EVERY_CALL = bool(os.environ.get("EVENLOAD_CHAOS"))
 
 def submit(database: Database, key: str, answers: Path) -> None:
     """What the API does with a request."""
-    answer = submit_experiment(DOCUMENT, database, Response(), key)
+    answer = submit_experiment(DOCUMENT, database, Response(), "local", key)
     descriptor = os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.write(descriptor, f"{key} {answer.id}\n".encode())
     os.close(descriptor)
@@ -55,7 +55,7 @@ def test_I1_I9_submission_killed_at_any_call_is_whole_or_absent_and_its_retry_gi
         found.append(there == WHOLE)
         assert there == WHOLE or key not in answers.read_text().split(), f"killed at call {len(found)}: said, not there"
         response = Response()
-        submit_experiment(DOCUMENT, database, response, key)
+        submit_experiment(DOCUMENT, database, response, "local", key)
         assert response.headers.get("Idempotency-Replayed") == ("true" if there == WHOLE else None)
         assert rows(database, key) == WHOLE
         database.close()

@@ -94,7 +94,7 @@ def test_run_that_went_back_for_a_spike_is_replayed_identically(tmp_path: Path):
     """Its steps between the checkpoint and the spike are on record once: as they were done the second time."""
     spiky = train_config(
         num_steps=150,
-        optimizer={"lr": 0.03},
+        optimizer={"lr": 0.08},
         schedule={"kind": "wsd", "warmup_fraction": 0.0, "decay_fraction": 0.0},
         data={"mixture": {"legal": 1, "code_python": 1}},
         loop={

@@ -228,7 +228,7 @@ def test_spikes_are_the_same_after_a_resume(tmp_path: Path):
     """A run with a learning rate at its limit spikes; stopping it in the middle of that changes no event."""
     spiky = train_config(
         num_steps=150,
-        optimizer={"lr": 0.03},
+        optimizer={"lr": 0.08},
         schedule={"kind": "wsd", "warmup_fraction": 0.0, "decay_fraction": 0.0},
         loop={"max_grad_norm": None, "global_batch_size": 2, "micro_batch_size": 2, "budget_tokens": 150 * 32},
         data={"mixture": {"legal": 1, "code_python": 1}},

@@ -10,6 +10,7 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from orchestrator.execution.conductor import Next
 from orchestrator.store.records import TrialRecord
 from orchestrator.store.session import Database
 from orchestrator.tracking.chunks import columns
@@ -49,6 +50,7 @@ def train(database: Database, root: Path, experiment_id: str, *, kill_after_step
 
     if kill_after_step is None:
         worker.run(request, take)
+        assert conductor.next_run() is Next.FINISHED
         conductor.settle()
     else:
         with pytest.raises(Killed):
