@@ -43,9 +43,7 @@ def test_two_workers_give_the_losses_and_loads_of_one(installation: Installation
     wait_until(lambda: not installation.workers(), what="the end of the workers")
 
 
-def test_killed_ranks_and_launchers_are_retried_and_pruned_trials_give_their_places_back(
-    installation: Installation,
-) -> None:
+def test_killed_rank_is_retried_and_a_pruned_trial_gives_its_places_back(installation: Installation) -> None:
     document = sweep_document(
         num_trials=None,
         num_steps=400,
@@ -60,19 +58,6 @@ def test_killed_ranks_and_launchers_are_retried_and_pruned_trials_give_their_pla
     ranks = [process for process in installation.workers() if "RayTrainWorker" in " ".join(process.cmdline())]
     assert len(ranks) == 2
     os.kill(ranks[1].pid, signal.SIGKILL)
-    with installation.database.read() as work:
-        first = work.trials.history(experiment_id)[0].id
-    wait_until(
-        lambda: [
-            event
-            for event in installation.events(experiment_id, "checkpoint.committed")
-            if event.trial_id != first and event.data["step"] == 100 and len(installation.workers()) == 3
-        ][1:],
-        what="a checkpoint of the third trial",
-    )
-    # Its workers' places have to come back, or the third trial could not go on.
-    (launcher,) = (process for process in installation.workers() if "ImplicitFunc" in " ".join(process.cmdline()))
-    os.kill(launcher.pid, signal.SIGKILL)
     installation.finish(driver, experiment_id)
 
     with installation.database.read() as work:
@@ -82,7 +67,5 @@ def test_killed_ranks_and_launchers_are_retried_and_pruned_trials_give_their_pla
     states = [trial.state for trial in trials]
     assert states == [TrialState.COMPLETED, TrialState.PRUNED, TrialState.COMPLETED], [trial.reason for trial in trials]
     assert [run.state for run in runs[0]] == [RunState.LOST, RunState.COMPLETED]
-    assert [run.state for run in runs[2]] == [RunState.LOST, RunState.COMPLETED]
-    for lost in (runs[0], runs[2]):
-        assert (lost[1].resumed_from_step or 0) >= 100
+    assert (runs[0][1].resumed_from_step or 0) >= 100
     wait_until(lambda: not installation.workers(), what="the end of the workers")

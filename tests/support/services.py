@@ -108,9 +108,12 @@ class Installation:
             return [event for event in work.events.after(0, experiment_id=experiment_id) if event.kind == kind]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, Path]]:
-    """A Ray head of two CPUs for the whole session, with the home that holds its token."""
+    """A Ray head of two CPUs for the tests of a file, with the home that holds its token.
+
+    Not for all of them: a head has been seen to keep a CPU for itself when a driver ends while it makes room for it.
+    """
     root = tmp_path_factory.mktemp("ray")
     head, child = cluster.start_head(root, num_cpus=2)
     try:
@@ -123,7 +126,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, P
 
 @pytest.fixture
 def installation(ray_head: tuple[Head, Path], tmp_path: Path) -> Iterator[Installation]:
-    """A fresh home on the session's Ray head."""
+    """A fresh home on the file's Ray head."""
     root = fresh_home(tmp_path / "home")
     database = open_database(database_url(root))
     made = Installation(root=root, database=database, head=ray_head[0], ray_root=ray_head[1])
