@@ -48,7 +48,7 @@ def test_killed_rank_is_retried_and_a_pruned_trial_gives_its_places_back(install
         num_trials=None,
         num_steps=400,
         sampler={"kind": "grid"},
-        space={"optimizer.lr": {"choice": [0.01, 0.0001, 0.005]}},
+        space={"optimizer.lr": {"choice": [0.005, 0.0001, 0.01]}},
         resources={"num_workers": 2},
         scheduler={"kind": "asha", "min_tokens": 100 * STEP_TOKENS, "reduction_factor": 4},
     )
