@@ -47,8 +47,7 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up, keeping its input alone; both gradients are written into one tensor, which is what the matmul
     before wants to have.
 
-    On a CPU it goes through the rows in pieces that fit a core's cache: with `gated_activation`, a training step of 64
-    experts (`benchmarks.step`) takes 1.1 times as long.
+    On a CPU it goes through the rows in pieces that fit a core's cache.
     """
 
     @staticmethod
