@@ -11,10 +11,9 @@ from orchestrator.execution.conductor import Conductor, Next, Places, Stopping
 from orchestrator.search.space import resolve
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
-from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import Proposal, RungDecision, TrialRecord
-from orchestrator.store.session import Database, open_database
-from tests.support.sweeps import play, submit, sweep_document, table, take_over
+from orchestrator.store.session import Database
+from tests.support.sweeps import play, sqlite_database, started, submit, sweep_document, table, take_over
 from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 POINT = {"optimizer.lr": 0.001}
@@ -22,19 +21,7 @@ POINT = {"optimizer.lr": 0.001}
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path / 'evenload.db'}"
-    upgrade(url)
-    opened = open_database(url)
-    yield opened
-    opened.close()
-
-
-def started(conductor: Conductor) -> RunRequest:
-    """The conductor's next run, with its worker training."""
-    request = conductor.next_run()
-    assert isinstance(request, RunRequest)
-    assert conductor.report(request.run_id, RunReport(kind="started", step=0, tokens=0))
-    return request
+    yield from sqlite_database(tmp_path)
 
 
 def pause_and_resume(database: Database, conductor: Conductor) -> None:

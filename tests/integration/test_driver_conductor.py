@@ -5,30 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.conductor import Conductor, Next, Stopping
+from orchestrator.execution.conductor import Next, Stopping
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
-from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import RungDecision
-from orchestrator.store.session import Database, open_database
-from tests.support.sweeps import play, scripted_value, submit, sweep_document, table, take_over
+from orchestrator.store.session import Database
+from tests.support.sweeps import (
+    play,
+    scripted_value,
+    sqlite_database,
+    started,
+    submit,
+    sweep_document,
+    table,
+    take_over,
+)
 from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path / 'evenload.db'}"
-    upgrade(url)
-    opened = open_database(url)
-    yield opened
-    opened.close()
-
-
-def started(conductor: Conductor) -> RunRequest:
-    """The conductor's next run, with its worker training."""
-    request = conductor.next_run()
-    assert isinstance(request, RunRequest)
-    assert conductor.report(request.run_id, RunReport(kind="started", step=0, tokens=0))
-    return request
+    yield from sqlite_database(tmp_path)
 
 
 def test_sweep_proposes_prunes_and_completes(database: Database, tmp_path: Path) -> None:

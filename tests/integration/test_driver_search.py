@@ -7,20 +7,15 @@ import pytest
 
 from orchestrator.execution.conductor import Conductor
 from orchestrator.states import Cause, TrialState
-from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import TrialRecord
-from orchestrator.store.session import Database, open_database
-from tests.support.sweeps import play, submit, sweep_document, table, take_over
+from orchestrator.store.session import Database
+from tests.support.sweeps import play, sqlite_database, submit, sweep_document, table, take_over
 from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path / 'evenload.db'}"
-    upgrade(url)
-    opened = open_database(url)
-    yield opened
-    opened.close()
+    yield from sqlite_database(tmp_path)
 
 
 def trial_after(conductor: Conductor, database: Database, values: list[float], *, rungs: bool) -> TrialRecord:

@@ -14,10 +14,9 @@ from api.tables import comparison_view
 from orchestrator.search.promote import promoted
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
-from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import RungDecision, TrialRecord
-from orchestrator.store.session import Database, open_database
-from tests.support.sweeps import ASHA, play, script, submit, sweep_document, table, take_over
+from orchestrator.store.session import Database
+from tests.support.sweeps import ASHA, play, script, sqlite_database, submit, sweep_document, table, take_over
 from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 PBT = {"kind": "pbt", "resource": "steps", "min_resource": 8, "interval_resource": 12, "quantile": 0.4}
@@ -25,11 +24,7 @@ PBT = {"kind": "pbt", "resource": "steps", "min_resource": 8, "interval_resource
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path / 'evenload.db'}"
-    upgrade(url)
-    opened = open_database(url)
-    yield opened
-    opened.close()
+    yield from sqlite_database(tmp_path)
 
 
 WAITING = {

@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestrator.execution.conductor import Conductor, Next, Places
 from orchestrator.spec import ExperimentSpec
-from orchestrator.store.session import Database
+from orchestrator.store.migrate import upgrade
+from orchestrator.store.session import Database, open_database
 from tests.support.training import STEP_TOKENS, train_config
 from trainer.config.run import CheckpointReport, DomainEvaluation, RunReport, RunRequest, RunSummary
 from trainer.config.start import ForkStartConfig
@@ -176,3 +177,20 @@ def _summary(value: float) -> RunSummary:
         flops_per_token=1.0,
         domain_information=None,
     )
+
+
+def sqlite_database(folder: Path) -> Iterator[Database]:
+    """A migrated database in `folder`, open until it is closed; for fixtures."""
+    url = f"sqlite:///{folder / 'evenload.db'}"
+    upgrade(url)
+    opened = open_database(url)
+    yield opened
+    opened.close()
+
+
+def started(conductor: Conductor) -> RunRequest:
+    """The conductor's next run, with its worker training."""
+    request = conductor.next_run()
+    assert isinstance(request, RunRequest)
+    assert conductor.report(request.run_id, RunReport(kind="started", step=0, tokens=0))
+    return request
