@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.forwarder import mlflow_server
+from benchmarks.small_model import SMALL_MODEL
 from orchestrator.errors import TrackingUnavailable
 from orchestrator.execution.conductor import Conductor, Places, stop_run
 from orchestrator.spec import ExperimentSpec
@@ -50,14 +51,7 @@ MAX_STEPS, SEQ_LEN, BATCH = 100_000, 64, 16
 SPEC = {
     "name": "benchmark",
     "base": {
-        "model": {
-            "vocab_size": 1024,
-            "dim": 128,
-            "num_layers": 2,
-            "hidden_dim": 256,
-            "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
-            "moe": {"num_experts": 8, "top_k": 2, "hidden_dim": 128},
-        },
+        "model": SMALL_MODEL,
         "data": {"mixture": {"legal": 1}, "tokenizer": "bpe-1024", "seq_len": SEQ_LEN},
         "optimizer": {"lr": 1e-3},
         "loop": {

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import optuna
 
+from benchmarks.small_model import SMALL_MODEL
 from orchestrator.search.distributions import distribution, to_optuna
 from orchestrator.search.draw import draw
 from orchestrator.search.propose import propose
@@ -43,14 +44,7 @@ LARGEST_RECORDED = 1000
 SPEC = {
     "name": "benchmark",
     "base": {
-        "model": {
-            "vocab_size": 1024,
-            "dim": 128,
-            "num_layers": 2,
-            "hidden_dim": 256,
-            "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
-            "moe": {"num_experts": 8, "top_k": 2, "hidden_dim": 128},
-        },
+        "model": SMALL_MODEL,
         "data": {"tokenizer": "bpe-1024", "seq_len": 64},
         "optimizer": {"lr": 1e-3},
         "loop": {"budget_tokens": 65_536, "global_batch_size": 16, "micro_batch_size": 16},

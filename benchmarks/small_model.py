@@ -1,0 +1,10 @@
+"""The model of benchmarks that are about what happens beside the training."""
+
+SMALL_MODEL = {
+    "vocab_size": 1024,
+    "dim": 128,
+    "num_layers": 2,
+    "hidden_dim": 256,
+    "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
+    "moe": {"num_experts": 8, "top_k": 2, "hidden_dim": 128},
+}
