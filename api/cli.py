@@ -453,14 +453,12 @@ def fork(
     RUN is the id of a run or a trial. With --out it may be a run's folder, too, and trains here, without any service.
     """
     if out is not None:
-        from api.supervisor import child_environment
         from api.trained import trained_folder
         from orchestrator import home
 
         folder = trained_folder(run, root=home.home(), client=_client)
         given = ["--at", str(step), *(part for change in changes for part in ("--set", change)), "--out", str(out)]
-        command = [sys.executable, "-P", "-m", "trainer", "fork", str(folder), *given, *(["--json"] if json_ else [])]
-        os.execve(sys.executable, command, child_environment())
+        _become_trainer("fork", str(folder), *given, *(["--json"] if json_ else []))
     from trainer.config.fork import parsed_change
 
     wanted = dict(map(parsed_change, changes))
@@ -573,6 +571,16 @@ def export_trials(
 # Without any service
 
 
+def _become_trainer(*arguments: str) -> NoReturn:
+    """Replaces this process by the trainer's command of these arguments, which calls itself `evenload`, too."""
+    from api.supervisor import child_environment
+    from trainer import PROGRAM_VARIABLE
+
+    environment = child_environment() | {PROGRAM_VARIABLE: "evenload"}
+    # -P: a folder called `trainer` where the user happens to be is not ours.
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "trainer", *arguments], environment)
+
+
 def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argument"] | None = None) -> None:
     @cli.command(
         command,
@@ -582,8 +590,6 @@ def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argumen
     )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def run(arguments: tuple[str, ...]) -> None:
-        from api.supervisor import child_environment
-
         if command == "export":
             from api.exporting import wants_experiment
 
@@ -603,8 +609,7 @@ def _passed_on(command: str, text: str, *, finds_run: Literal["option", "argumen
             )
             if command == "bundle":
                 arguments = (*arguments, *spec_option(arguments))
-        # -P: a folder called `trainer` where the user happens to be is not ours.
-        os.execve(sys.executable, [sys.executable, "-P", "-m", "trainer", command, *arguments], child_environment())
+        _become_trainer(command, *arguments)
 
 
 _passed_on("train", "One run of a spec, a TrainConfig or a preset into a folder: SPEC --out DIR [--resume].")

@@ -38,6 +38,11 @@ def trained_folder(name: str, *, root: Path, client: Callable[[], Client]) -> Pa
         )
     for folder in root.glob(f"experiments/*/trials/*/{name}"):
         return folder
+    if not name.startswith("trl_"):
+        raise NothingTrained(
+            f"there is no folder {name} and no run {name} in {root}; give a run's folder, a checkpoint, or the id of a "
+            "run or trial"
+        )
     with client() as connection:
         trial = connection.trial(name)
         runs = sorted(connection.runs(name).items, key=lambda run: run.number, reverse=True)

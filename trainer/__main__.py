@@ -1,6 +1,10 @@
-"""`python -m trainer`."""
+"""`python -m trainer`, and what `evenload` becomes for the commands that need no service."""
 
+import os
+
+from trainer import PROGRAM_VARIABLE
 from trainer.cli import main
 
 if __name__ == "__main__":
-    main()
+    # Taken out: a process that this one starts is not what the user called.
+    main(prog_name=os.environ.pop(PROGRAM_VARIABLE, None))

@@ -3,10 +3,11 @@
 Letters: B sequences, L positions, M MoE layers, E experts.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,13 @@ from trainer.precision.base import Precision
 from trainer.telemetry.step_buffer import StepBuffer
 from trainer.update import Update
 from trainer.world import World
+
+_WITHOUT_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
+"""Turns off the broadcast of buffers at every forward pass; before torch 2.13 the option has the other name."""
 
 
 class _MicroBatch(NamedTuple):
@@ -87,9 +95,10 @@ class TrainStep:
         self._precision = precision
         self._mixture = mixture
         self._world = world
-        # Buffers are not broadcast: every worker computes the same ones from counts that are summed over all.
+        # Buffers are not broadcast at a forward pass: every worker computes the same ones from counts that are summed
+        # over all. Once, here, they are, which changes nothing: all workers have built or loaded the same.
         self._distributed = (
-            DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallel(model, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
             if world.world_size > 1
             else None
         )

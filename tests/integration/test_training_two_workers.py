@@ -49,10 +49,6 @@ dist.destroy_process_group()
 """
 
 
-# Of torch to whoever disables what it names, as a run of several workers does; here rank 0 is this process.
-in_this_process = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
-
-
 def config(**sections: dict[str, Any]) -> TrainConfig:
     model = train_config().model.model_dump(mode="json")
     model["moe"]["balancing"] = BALANCING
@@ -252,7 +248,6 @@ def test_two_workers_resume_exactly(two: Finished, tmp_path: Path):
         assert exact_columns(resumed.table(kind)).equals(exact_columns(two.table(kind)))
 
 
-@in_this_process
 def test_run_of_two_workers_is_replayed_by_two(two: Finished, tmp_path: Path):
     """By one if that is asked for, which is then said to be another environment."""
     (tmp_path / "scratch").mkdir()
@@ -267,7 +262,6 @@ def test_run_of_two_workers_is_replayed_by_two(two: Finished, tmp_path: Path):
     assert ("world_size", 2, 1) in verdict.environment
 
 
-@in_this_process
 def test_replay_by_two_that_fails_says_why(two: Finished, tmp_path: Path):
     folder = shutil.copytree(two.folder, tmp_path / "run")
     write_config(folder, config(loop={"global_batch_size": 9, "micro_batch_size": 3}))

@@ -23,7 +23,7 @@ def test_the_id_of_a_run_is_found_in_the_home(tmp_path: Path) -> None:
     assert trained_folder("run_7", root=tmp_path, client=no_client) == folder
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "*", "a b"])
+@pytest.mark.parametrize("name", ["no/such/folder", "*", "a b", "run_8", "misspelt"])
 def test_what_cannot_be_an_id_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(NothingTrained, match="there is no folder"):
         trained_folder(name, root=tmp_path, client=no_client)

@@ -1,6 +1,10 @@
 """`python -m trainer` answers with figures, tables and exit statuses that can be relied on."""
 
+import contextlib
+import io
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.support.training import STEP_TOKENS, train_config
+from trainer import PROGRAM_VARIABLE
 from trainer.cli import main
 from trainer.model.size import model_size
 from trainer.presets import preset_names
@@ -136,3 +141,15 @@ def test_resume_with_another_config_fails_and_says_what_differs(config_file: Pat
     result = invoke("train", config_file, "--out", tmp_path / "out", "--threads", 1, "--resume")
     assert result.exit_code == 1
     assert "optimizer.lr: checkpoint 0.01, this run 0.5" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "params", "data", "export", "import", "replay", "bundle"])
+def test_help_and_refusals_name_the_program_that_was_called(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["evenload", command, "-h"])
+    monkeypatch.setenv(PROGRAM_VARIABLE, "evenload")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended:
+        runpy.run_module("trainer", run_name="__main__")
+    assert ended.value.code == 0
+    assert said.getvalue().startswith(f"Usage: evenload {command} ")
+    assert PROGRAM_VARIABLE not in os.environ, "a process that this one starts is not what was called"
