@@ -66,7 +66,7 @@ def test_pages_join_without_gap_or_overlap(lab: Installation) -> None:
     assert ids == [event["id"] for event in whole]
 
 
-def test_a_broken_stream_goes_on_after_the_last_event_id(lab: Installation) -> None:
+def test_I3_a_broken_stream_goes_on_after_the_last_event_id(lab: Installation) -> None:
     client = lab.client()
     experiment_id = submitted(client)
     client.post(f"/v1/experiments/{experiment_id}:cancel")

@@ -154,7 +154,7 @@ def test_everything_that_is_wrong_is_said_at_once(client: TestClient) -> None:
     assert {"/base/optimizer/lr", "/base/model/dims", "/num_trials"} <= pointers
 
 
-def test_a_replayed_request_gives_the_first_answer(client: TestClient) -> None:
+def test_I9_a_replayed_request_gives_the_first_answer(client: TestClient) -> None:
     headers = {"Idempotency-Key": "abc"}
     first = client.post("/v1/experiments", json=experiment_document(), headers=headers)
     # The same document with its fields in another order is the same request.
@@ -182,7 +182,7 @@ def test_without_a_key_every_request_is_a_new_experiment(client: TestClient) -> 
     assert num_experiments(client) == 2
 
 
-def test_racing_requests_with_one_key_make_one_experiment(tmp_path: Path, database_url: str) -> None:
+def test_I9_racing_requests_with_one_key_make_one_experiment(tmp_path: Path, database_url: str) -> None:
     with installation(tmp_path, url=database_url) as lab, lab.client() as client:
         _race(client)
 
@@ -207,7 +207,7 @@ def test_a_key_that_is_no_key_is_refused(client: TestClient, key: str) -> None:
     assert num_experiments(client) == 0
 
 
-def test_cancelling_is_idempotent_and_final(client: TestClient) -> None:
+def test_I7_cancelling_is_idempotent_and_final(client: TestClient) -> None:
     experiment_id = client.post("/v1/experiments", json=experiment_document()).json()["id"]
     first = client.post(f"/v1/experiments/{experiment_id}:cancel")
     second = client.post(f"/v1/experiments/{experiment_id}:cancel")
@@ -224,7 +224,7 @@ def test_an_unknown_id_is_not_found(client: TestClient) -> None:
     assert client.post("/v1/experiments/exp_0:cancel").status_code == 404
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(
+def test_I1_a_write_that_fails_half_way_leaves_nothing(
     lab: Installation, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disk_full(*_: object, **__: object) -> None:

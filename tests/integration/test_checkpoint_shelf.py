@@ -78,7 +78,7 @@ def test_last_best_and_pinned_stay(trial: Trial):
     assert [checkpoint.step for checkpoint in trial.committed()] == [2, 3, 6, 7]
 
 
-def test_damaged_newest_lets_no_older_whole_one_be_deleted(database: Database, tmp_path: Path):
+def test_I6_damaged_newest_lets_no_older_whole_one_be_deleted(database: Database, tmp_path: Path):
     trial = Trial(database, tmp_path, experiment_spec())
     trial.commit(1)
     for step in (2, 3):
@@ -94,7 +94,7 @@ def test_damaged_newest_lets_no_older_whole_one_be_deleted(database: Database, t
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_happens_there_is_a_whole_one_if_any_was_whole(trial: Trial, seed: int):
+def test_I6_whatever_happens_there_is_a_whole_one_if_any_was_whole(trial: Trial, seed: int):
     chosen = random.Random(seed)
     whole: set[str] = set()
     for step in range(1, 25):

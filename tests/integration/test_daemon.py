@@ -87,7 +87,7 @@ def identity(record: ServiceRecord) -> ProcessIdentity:
     return ProcessIdentity(record.pid, record.detail["started_at_s"])
 
 
-def test_daemon_killed_adopts_what_it_left_and_stops_leaving_nothing(daemons: Daemons) -> None:
+def test_I8_daemon_killed_adopts_what_it_left_and_stops_leaving_nothing(daemons: Daemons) -> None:
     first = daemons.start()
     ray, mlflow = daemons.wait_ready("ray", "mlflow")
     assert ray.detail["nodes"][0]["cpus"] == 2

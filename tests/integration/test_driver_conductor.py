@@ -1,14 +1,17 @@
 """The conductor over a SQLite file, with runs played from a script: rungs, batches, retries, crashes anywhere."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.execution.conductor import Next, Stopping
+from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from orchestrator.store.records import RungDecision
 from orchestrator.store.session import Database
+from tests.support.replay import not_replayed
 from tests.support.sweeps import (
     play,
     scripted_value,
@@ -102,7 +105,7 @@ def test_lost_run_resumes_from_its_newest_checkpoint_until_retries_are_used_up(
     assert states == [RunState.LOST] * 3
 
 
-def test_damaged_checkpoint_is_passed_over(database: Database, tmp_path: Path) -> None:
+def test_I6_damaged_checkpoint_is_passed_over(database: Database, tmp_path: Path) -> None:
     experiment_id = submit(database, sweep_document(num_trials=1, num_steps=64))
     play(take_over(database, tmp_path, experiment_id), max_calls=7)  # checkpoints at steps 8 and 16
     newest = max(tmp_path.glob("experiments/*/trials/*/*/checkpoints/*"))
@@ -149,7 +152,7 @@ def test_infeasible_points_are_settled_without_a_run(database: Database, tmp_pat
 
 
 @pytest.mark.parametrize("crash_after", range(1, 26, 4))
-def test_asynchronous_sweep_killed_anywhere_loses_and_repeats_nothing(
+def test_I2_I3_I7_asynchronous_sweep_killed_anywhere_loses_and_repeats_nothing(
     database: Database, tmp_path: Path, crash_after: int
 ) -> None:
     experiment_id = submit(database, sweep_document(num_trials=4))
@@ -169,8 +172,24 @@ def test_asynchronous_sweep_killed_anywhere_loses_and_repeats_nothing(
             assert after[number] == trial
 
 
+def test_I7_order_of_arrival_gives_every_proposal_and_decision_again(database: Database, tmp_path: Path) -> None:
+    document = sweep_document(num_trials=9, num_steps=24, sampler={"kind": "tpe", "num_startup_trials": 3})
+    experiment_id = submit(database, document)
+    play(take_over(database, tmp_path, experiment_id), max_calls=21)
+    play(take_over(database, tmp_path, experiment_id, max_concurrent=3))
+    with database.read() as work:
+        trials = work.trials.history(experiment_id)
+    spec = ExperimentSpec.model_validate(document)
+    assert {rung.decision for trial in trials for rung in trial.rungs} == {RungDecision.CONTINUE, RungDecision.STOP}
+    assert list(not_replayed(spec, trials)) == []
+    # It would be seen: had the last trial been asked for before what it knows had happened, it would be another one.
+    *others, last = trials
+    earlier = replace(last, asked_sequence=others[3].asked_sequence)
+    assert len(list(not_replayed(spec, [*others, earlier]))) == 1
+
+
 @pytest.mark.parametrize("crash_after", range(2, 38, 5))
-def test_synchronous_sweep_killed_anywhere_gives_the_same_table(
+def test_I5_I7_synchronous_sweep_killed_anywhere_gives_the_same_table(
     database: Database, tmp_path: Path, crash_after: int
 ) -> None:
     document = sweep_document(
@@ -189,7 +208,7 @@ def test_synchronous_sweep_killed_anywhere_gives_the_same_table(
     assert table(database, killed) == table(database, undisturbed)
 
 
-def test_batch_is_decided_only_when_it_is_there_as_a_whole(database: Database, tmp_path: Path) -> None:
+def test_I7_batch_is_decided_only_when_it_is_there_as_a_whole(database: Database, tmp_path: Path) -> None:
     document = sweep_document(num_trials=4, batch_size=4, synchronous=True)
     experiment_id = submit(database, document)
     conductor = take_over(database, tmp_path, experiment_id, max_concurrent=1)

@@ -66,7 +66,9 @@ def test_patience_prunes_with_its_own_cause(database: Database, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["cmaes", "nsga2", "qmc", "brute_force"])
-def test_synchronous_sweep_is_the_same_after_a_kill_at_any_call(database: Database, tmp_path: Path, kind: str) -> None:
+def test_I5_I7_synchronous_sweep_is_the_same_after_a_kill_at_any_call(
+    database: Database, tmp_path: Path, kind: str
+) -> None:
     sampler = {"kind": kind} | ({"population_size": 4} if kind in ("cmaes", "nsga2") else {})
     space = {"seed": {"int": [0, 30]}, "data.seq_len": {"choice": [16, 32]}}
     document = sweep_document(

@@ -82,7 +82,7 @@ def promises(database: Database, experiment_id: str) -> None:
 
 
 @pytest.mark.parametrize("name", WAITING)
-def test_trials_that_wait_survive_a_kill(database: Database, tmp_path: Path, name: str) -> None:
+def test_I2_I7_trials_that_wait_survive_a_kill(database: Database, tmp_path: Path, name: str) -> None:
     crash_after, fields = WAITING[name]
     document = sweep_document(num_steps=32, **fields)
     killed = submit(database, document)
@@ -129,7 +129,7 @@ def test_trials_that_wait_survive_a_kill(database: Database, tmp_path: Path, nam
         assert states.count((TrialState.COMPLETED, None)) == 3
 
 
-def test_recorded_order_replays_every_promotion(database: Database, tmp_path: Path) -> None:
+def test_I7_recorded_order_replays_every_promotion(database: Database, tmp_path: Path) -> None:
     document = sweep_document(num_steps=32, num_trials=7, scheduler=ASHA | {"mode": "promote"})
     experiment_id = submit(database, document)
     play(take_over(database, tmp_path, experiment_id, max_concurrent=3))

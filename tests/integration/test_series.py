@@ -122,7 +122,7 @@ def test_range_selects_with_both_ends(tmp_path: Path) -> None:
     assert grid.x == [10, 11, 12]
 
 
-def test_later_run_replaces_the_earlier_from_its_first_step_on(tmp_path: Path) -> None:
+def test_I4_later_run_replaces_the_earlier_from_its_first_step_on(tmp_path: Path) -> None:
     first, second = tmp_path / "run_0", tmp_path / "run_1"
     write_scalars(first, range(1, 5))
     write_scalars(first, range(5, 9))

@@ -42,7 +42,7 @@ def test_baselines_are_the_first_trials_from_the_start(database: Database) -> No
     assert counts == {TrialState.QUEUED: 2}
 
 
-def test_same_key_gives_the_first_answer_and_another_body_is_refused(database: Database) -> None:
+def test_I9_same_key_gives_the_first_answer_and_another_body_is_refused(database: Database) -> None:
     spec, document = experiment_spec(), experiment_document()
     with database.transaction() as work:
         first = work.experiments.submit(spec, document=document, key="k", fingerprint="f")
@@ -54,7 +54,7 @@ def test_same_key_gives_the_first_answer_and_another_body_is_refused(database: D
         work.experiments.submit(spec, document=document, key="k", fingerprint="other")
 
 
-def test_many_submits_at_once_under_one_key_make_one_experiment(database: Database) -> None:
+def test_I9_many_submits_at_once_under_one_key_make_one_experiment(database: Database) -> None:
     spec, document = experiment_spec(), experiment_document()
 
     def submit(_: int) -> str:
@@ -167,7 +167,7 @@ def test_completed_experiment_cannot_be_cancelled(database: Database) -> None:
         work.experiments.request_cancel(experiment_id)
 
 
-def test_cancel_and_completion_at_once_have_one_winner(database: Database) -> None:
+def test_I7_cancel_and_completion_at_once_have_one_winner(database: Database) -> None:
     for _ in range(6):
         experiment_id, epoch = claimed(database)
 
@@ -193,7 +193,7 @@ def test_cancel_and_completion_at_once_have_one_winner(database: Database) -> No
         assert state in (ExperimentState.CANCELLING, ExperimentState.COMPLETED)
 
 
-def test_every_change_of_state_is_one_event_in_the_order_of_ids(database: Database) -> None:
+def test_I3_every_change_of_state_is_one_event_in_the_order_of_ids(database: Database) -> None:
     experiment_id, epoch = claimed(database)
     trial = proposed(database, experiment_id, epoch)
     run = started(database, trial.id, epoch)

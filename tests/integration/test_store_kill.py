@@ -32,7 +32,7 @@ while True:
 
 
 @pytest.mark.parametrize("lines_before_the_kill", [2, 3, 4, 9, 17])
-def test_what_was_acknowledged_before_a_kill_is_there_and_the_rest_is_whole(
+def test_I1_what_was_acknowledged_before_a_kill_is_there_and_the_rest_is_whole(
     database_url: str, lines_before_the_kill: int
 ) -> None:
     writer = subprocess.Popen([sys.executable, "-c", WRITER, database_url], stdout=subprocess.PIPE, text=True)

@@ -30,7 +30,7 @@ def test_claim_makes_a_queued_experiment_run_under_epoch_one(database: Database)
         assert work.experiments.claimable() == ()
 
 
-def test_of_many_claimers_at_once_one_gets_the_epoch(database_url: str, database: Database) -> None:
+def test_I2_of_many_claimers_at_once_one_gets_the_epoch(database_url: str, database: Database) -> None:
     experiment_id = submitted(database)
     others = [open_database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
@@ -115,7 +115,7 @@ DRIVER_WRITES: dict[str, Callable[[Work, str, str, str, int], object]] = {
 
 
 @pytest.mark.parametrize("write", DRIVER_WRITES)
-def test_every_write_of_a_driver_that_was_taken_over_is_refused(
+def test_I2_every_write_of_a_driver_that_was_taken_over_is_refused(
     database: Database, lease_clock: FakeLeaseClock, write: str
 ) -> None:
     experiment_id, epoch = claimed(database)
@@ -131,7 +131,9 @@ def test_every_write_of_a_driver_that_was_taken_over_is_refused(
         assert (work.experiments.get(experiment_id), work.trials.get(trial.id), work.events.last_id()) == before
 
 
-def test_run_of_an_old_epoch_cannot_report_under_the_new_one(database: Database, lease_clock: FakeLeaseClock) -> None:
+def test_I2_run_of_an_old_epoch_cannot_report_under_the_new_one(
+    database: Database, lease_clock: FakeLeaseClock
+) -> None:
     experiment_id, epoch = claimed(database)
     run = started(database, proposed(database, experiment_id, epoch).id, epoch)
     lease_clock.ms += 15_000

@@ -26,7 +26,7 @@ def refuse_to_decide(value: float | None, earlier: object) -> Decision:
     raise AssertionError("decided again")
 
 
-def test_proposal_sees_exactly_the_rows_before_it(database: Database) -> None:
+def test_I7_proposal_sees_exactly_the_rows_before_it(database: Database) -> None:
     experiment_id, epoch = claimed(database, baselines=[{"name": "base"}])
     first = proposed(database, experiment_id, epoch)
     seen: list[tuple[int, list[str]]] = []
@@ -106,7 +106,7 @@ def test_proposals_from_stored_rows_are_those_from_rows_in_memory(database: Data
             )
 
 
-def test_trial_has_one_live_run(database: Database) -> None:
+def test_I2_trial_has_one_live_run(database: Database) -> None:
     experiment_id, epoch = claimed(database)
     trial = proposed(database, experiment_id, epoch)
     run = started(database, trial.id, epoch)
@@ -133,7 +133,7 @@ def test_segments_of_a_trial_run_one_after_the_other(database: Database) -> None
     assert second.state is RunState.STARTING
 
 
-def test_rung_that_is_reached_again_keeps_its_first_value_and_decision(database: Database) -> None:
+def test_I4_I7_rung_that_is_reached_again_keeps_its_first_value_and_decision(database: Database) -> None:
     experiment_id, epoch = claimed(database, scheduler=ASHA)
     trial = proposed(database, experiment_id, epoch)
     run = started(database, trial.id, epoch)
@@ -147,7 +147,7 @@ def test_rung_that_is_reached_again_keeps_its_first_value_and_decision(database:
     assert (again.value, again.tokens, again.decision) == (2.0, 1024, RungDecision.STOP)
 
 
-def test_decision_is_made_on_the_arrivals_before_in_their_order(database: Database) -> None:
+def test_I7_decision_is_made_on_the_arrivals_before_in_their_order(database: Database) -> None:
     experiment_id, epoch = claimed(database, scheduler=ASHA, baselines=[{"name": "base"}])
     spec = experiment_spec(scheduler=ASHA)
     with database.read() as work:
@@ -232,7 +232,7 @@ def test_trials_lost_with_their_driver_keep_their_retries(database: Database) ->
     ]
 
 
-def test_trial_that_a_rung_had_stopped_is_pruned_not_run_again_when_its_run_is_lost(database: Database) -> None:
+def test_I2_I7_trial_that_a_rung_had_stopped_is_pruned_not_run_again_when_its_run_is_lost(database: Database) -> None:
     experiment_id, epoch = claimed(database, scheduler=ASHA)
     trial = proposed(database, experiment_id, epoch)
     run = started(database, trial.id, epoch)
@@ -245,7 +245,7 @@ def test_trial_that_a_rung_had_stopped_is_pruned_not_run_again_when_its_run_is_l
     assert (settled.objective, settled.objective_tokens) == (2.0, 1024)
 
 
-def test_run_that_was_lost_can_report_nothing_more(database: Database) -> None:
+def test_I2_run_that_was_lost_can_report_nothing_more(database: Database) -> None:
     experiment_id, epoch = claimed(database)
     run = started(database, proposed(database, experiment_id, epoch).id, epoch)
     with database.transaction() as work:
@@ -254,7 +254,7 @@ def test_run_that_was_lost_can_report_nothing_more(database: Database) -> None:
         work.checkpoints.commit(run.id, epoch=epoch, step=1, tokens=1, folder="c", manifest_sha256="0" * 64)
 
 
-def test_settling_again_the_same_way_changes_nothing_and_another_way_is_refused(database: Database) -> None:
+def test_I7_settling_again_the_same_way_changes_nothing_and_another_way_is_refused(database: Database) -> None:
     experiment_id, epoch = claimed(database)
     trial = proposed(database, experiment_id, epoch)
     run = started(database, trial.id, epoch)
@@ -294,7 +294,7 @@ def test_newest_checkpoint_is_the_one_with_most_tokens_that_is_not_discarded(dat
         assert [record.step for record in work.checkpoints.of_trial(trial.id)] == [2, 3]
 
 
-def test_batch_is_decided_once_when_all_of_it_has_arrived_or_failed(database: Database) -> None:
+def test_I7_batch_is_decided_once_when_all_of_it_has_arrived_or_failed(database: Database) -> None:
     fields = {"scheduler": ASHA, "synchronous": True, "batch_size": 4}
     experiment_id, epoch = claimed(database, **fields)
     spec = experiment_spec(**fields)

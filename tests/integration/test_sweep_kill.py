@@ -8,6 +8,7 @@ import pytest
 from orchestrator.search.propose import study_of
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
+from tests.support.replay import not_replayed
 from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document, table
 
@@ -27,7 +28,9 @@ def kill_driver_after_rungs(installation: Installation, experiment_id: str, num_
     wait_until(lambda: not installation.workers(), what="the end of the killed driver's trials")
 
 
-def test_killed_driver_loses_no_trial_and_no_rung_and_tells_pruned_as_pruned(installation: Installation) -> None:
+def test_I2_I3_I7_killed_driver_loses_no_trial_and_no_rung_and_tells_pruned_as_pruned(
+    installation: Installation,
+) -> None:
     document = sweep_document(num_trials=6, num_steps=48, sampler={"kind": "tpe", "num_startup_trials": 3})
     experiment_id = installation.submit(document)
     kill_driver_after_rungs(installation, experiment_id, 4)
@@ -52,7 +55,11 @@ def test_killed_driver_loses_no_trial_and_no_rung_and_tells_pruned_as_pruned(ins
     had_checkpoint = {trial.id for trial in before if trial.rungs and trial.finished_at_ms is None}
     assert resumed == had_checkpoint
 
-    study = study_of(ExperimentSpec.model_validate(document), number=6, history=after)
+    # The recorded order of arrival gives every proposal and every decision again, across the takeover, too.
+    spec = ExperimentSpec.model_validate(document)
+    assert list(not_replayed(spec, after)) == []
+
+    study = study_of(spec, number=6, history=after)
     told = [trial.state.name for trial in study.trials]
     assert told == ["PRUNED" if trial.state is TrialState.PRUNED else "COMPLETE" for trial in after]
     assert "PRUNED" in told
@@ -60,7 +67,7 @@ def test_killed_driver_loses_no_trial_and_no_rung_and_tells_pruned_as_pruned(ins
         assert frozen.intermediate_values == {rung.tokens: rung.value for rung in trial.rungs}
 
 
-def test_synchronous_sweep_killed_twice_gives_the_identical_table(installation: Installation) -> None:
+def test_I5_I7_synchronous_sweep_killed_twice_gives_the_identical_table(installation: Installation) -> None:
     document = sweep_document(num_trials=4, batch_size=2, num_steps=24, synchronous=True)
     undisturbed, killed = installation.submit(document), installation.submit(document)
     installation.drive(undisturbed)

@@ -137,7 +137,7 @@ def assert_same(found: Finished, expected: Finished) -> None:
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda part: str(part))
-def test_component_is_resumed_exactly_from_random_kill_points(family: str, kind: str, tmp_path: Path):
+def test_I5_component_is_resumed_exactly_from_random_kill_points(family: str, kind: str, tmp_path: Path):
     chosen = random.Random(f"{family}/{kind}")
     case = OTHERS[kind]() if family == "other" else FAMILIES[family][1](kind)
     moments: list[int] = []
@@ -158,7 +158,7 @@ def _moments_left(checkpoint: str | None, total: int) -> int:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_run_killed_again_and_again_ends_as_if_nothing_had_been(seed: int, tmp_path: Path):
+def test_I5_run_killed_again_and_again_ends_as_if_nothing_had_been(seed: int, tmp_path: Path):
     """As many kills as it takes until one comes too late."""
     chosen = random.Random(seed)
     case = config(optimizer={"kind": "muon", "lr": 0.01}, moe={"router": {"kind": "top_k", "input_jitter": 0.05}})

@@ -53,7 +53,7 @@ def comparable(summary: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stop_step", [1, 4, 7, 9, 13, 19])
-def test_stop_anywhere_and_go_on_in_the_same_folder(tmp_path: Path, whole: Finished, stop_step: int):
+def test_I5_stop_anywhere_and_go_on_in_the_same_folder(tmp_path: Path, whole: Finished, stop_step: int):
     stopped = run_training(config(), tmp_path, stop_at_tokens=stop_step * STEP_TOKENS, rung_tokens=RUNGS)
     assert (stopped.last.kind, stopped.last.step) == ("stopped", stop_step)
     assert stopped.last.checkpoint is not None
@@ -130,7 +130,7 @@ def test_going_on_in_another_folder_leaves_the_first_as_it_was(tmp_path: Path, w
     assert second.table("scalars")["step"].to_pylist() == list(range(10, NUM_STEPS + 1))
 
 
-def test_resume_from_an_older_checkpoint_writes_the_later_steps_anew(tmp_path: Path, whole: Finished):
+def test_I3_I4_resume_from_an_older_checkpoint_writes_the_later_steps_anew(tmp_path: Path, whole: Finished):
     run_training(config(), tmp_path, rung_tokens=RUNGS)
     resumed = run_training(
         config(), tmp_path, resume_from=str(tmp_path / "checkpoints" / "step-00000008"), rung_tokens=RUNGS
@@ -196,7 +196,7 @@ run(request, lambda report: print(report.kind, report.step, flush=True))
 
 
 @pytest.mark.parametrize("kill_at_ms", [40, 230, 610])
-def test_killed_process_is_resumed_exactly(tmp_path: Path, kill_at_ms: int):
+def test_I3_I4_I5_killed_process_is_resumed_exactly(tmp_path: Path, kill_at_ms: int):
     """SIGKILL at some moment after the first step, wherever that may hit: a step, an evaluation, a write."""
     long = train_config(num_steps=60, loop=CADENCE | {"checkpoint_every_tokens": 2 * STEP_TOKENS})
     expected = run_training(long, tmp_path / "whole")

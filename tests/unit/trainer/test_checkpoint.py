@@ -111,7 +111,7 @@ def test_tied_embedding_is_stored_once(saved: Path, tmp_path: Path):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.5, 0.77, 1.0])
 @pytest.mark.parametrize("bit", [0, 5, 7])
-def test_flipped_bit_anywhere_is_found_and_the_file_named(copy: Path, name: str, place: float, bit: int):
+def test_I6_flipped_bit_anywhere_is_found_and_the_file_named(copy: Path, name: str, place: float, bit: int):
     content = bytearray((copy / name).read_bytes())
     content[round(place * (len(content) - 1))] ^= 1 << bit
     (copy / name).write_bytes(content)
@@ -151,7 +151,7 @@ def test_file_that_does_not_belong_is_found(copy: Path):
         load(copy)
 
 
-def test_damaged_checkpoint_leaves_the_model_untouched(copy: Path):
+def test_I6_damaged_checkpoint_leaves_the_model_untouched(copy: Path):
     content = bytearray((copy / "optimizer.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "optimizer.safetensors").write_bytes(content)
@@ -176,7 +176,7 @@ def test_other_data_are_refused_with_both_fingerprints(saved: Path):
         load(saved, data_fingerprint="other")
 
 
-def test_newest_sound_checkpoint_is_found_past_damaged_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_I6_newest_sound_checkpoint_is_found_past_damaged_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     paths = [save(tmp_path, step=step) for step in (1, 2, 3)]
     (paths[2] / "state.json").write_bytes(b"{}")
     (paths[1] / "manifest.json").unlink()
@@ -196,7 +196,7 @@ def test_folder_without_checkpoints_has_no_newest(tmp_path: Path):
     assert newest_valid_checkpoint(tmp_path) is None
 
 
-def test_write_that_fails_half_way_leaves_no_checkpoint_and_the_earlier_ones(tmp_path: Path, request):
+def test_I6_write_that_fails_half_way_leaves_no_checkpoint_and_the_earlier_ones(tmp_path: Path, request):
     earlier = save(tmp_path, step=1)
     request.getfixturevalue("small_files_only")
     with pytest.raises(OSError, match="File too large"):
@@ -237,7 +237,7 @@ def test_checkpoint_of_another_format_version_says_which(copy: Path):
     place=strategies.floats(0, 1, exclude_max=True),
     bit=strategies.integers(0, 7),
 )
-def test_any_damage_anywhere_is_found_and_the_checkpoint_before_is_taken(
+def test_I6_any_damage_anywhere_is_found_and_the_checkpoint_before_is_taken(
     saved: Path, tmp_path_factory: pytest.TempPathFactory, name: str, damage: str, place: float, bit: int
 ):
     """One flipped bit, a file cut short, grown, or with two bytes exchanged: `saved` is whole, its copy is not."""
