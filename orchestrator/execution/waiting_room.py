@@ -99,7 +99,7 @@ class WaitingRoom:
             logger.error("trial %d has no checkpoint at rung %d, and is not copied", copy.parent.number, copy.rung)
             return
         work.experiments.hold(experiment_id, self.recorder.epoch)
-        number = len(work.trials.history(experiment_id))
+        number = work.trials.next_number(experiment_id)
         work.trials.insert(
             experiment_id,
             number=number,

@@ -214,7 +214,7 @@ class Control(Repository):
             )
         trial_id = self._work.trials.insert(
             experiment_id,
-            number=len(self._work.trials.history(experiment_id)),
+            number=self._work.trials.next_number(experiment_id),
             kind=TrialKind.ADDED,
             label=label,
             batch=None,

@@ -1,9 +1,9 @@
 """Experiments: submitting, listing, and who may drive one (lease and fencing epoch)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, insert, or_, select, text, tuple_, update
 
 from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition
 from orchestrator.search.points import replica_config
@@ -15,16 +15,36 @@ from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor,
 from orchestrator.store.records import ExperimentRecord, Page, Proposal, Submission, TrialKind
 from orchestrator.store.repository import Repository, missing
 
+if TYPE_CHECKING:
+    from orchestrator.store.work import Work
+
 LONGEST_LEASE_MS = 120_000
 """A lease that has longer to live was given out before the clock was set back, and is dead."""
 CANCEL_WITHIN_S = 30.0
 """Time for running trials to write a checkpoint when their experiment is cancelled."""
 _DRIVEN = (ExperimentState.RUNNING, ExperimentState.PAUSING, ExperimentState.CANCELLING)
 """States in which an experiment has, or should have, a driver."""
+# Asked with every report and every trial; building a statement anew takes longer than running it.
+_LOCK = (
+    select(ExperimentRow.state, ExperimentRow.epoch, ExperimentRow.lease_boot_id, ExperimentRow.lease_until_ms)
+    .where(ExperimentRow.id == bindparam("id"))
+    .with_for_update()  # PostgreSQL; SQLite's writers hold the whole file already
+)
+_NEXT_SEQUENCE = (
+    update(ExperimentRow)
+    .where(ExperimentRow.id == bindparam("experiment"))
+    .values(sequence=ExperimentRow.sequence + 1)
+    .returning(ExperimentRow.sequence)
+)
 
 
 class Experiments(Repository):
     """Writes and reads experiments. Methods with an `epoch` raise Fenced unless it is the current one."""
+
+    def __init__(self, work: "Work") -> None:
+        super().__init__(work)
+        self._held: dict[str, tuple[int, ExperimentState]] = {}
+        """What this transaction holds, with epoch and state: nobody else changes either until it ends."""
 
     def submit(
         self,
@@ -177,6 +197,7 @@ class Experiments(Repository):
         is_live = row.lease_boot_id == time.boot_id and 0 < remaining_ms <= LONGEST_LEASE_MS
         if state is not ExperimentState.QUEUED and (state not in _DRIVEN or is_live):
             return None
+        self.changed(experiment_id)
         epoch: int = row.epoch + 1
         lease = {
             "epoch": epoch,
@@ -231,10 +252,22 @@ class Experiments(Repository):
         Raises:
             Fenced: `epoch` is not the current one, or the experiment has ended.
         """
+        if self.is_held(experiment_id, epoch):
+            return self._held[experiment_id][1]
         state = ExperimentState(self._lock(experiment_id, epoch).state)
         if is_terminal(state):
             raise Fenced(f"experiment {experiment_id} is {state.value}; nothing more is written to it")
+        self._held[experiment_id] = epoch, state
         return state
+
+    def is_held(self, experiment_id: str, epoch: int) -> bool:
+        """Whether this transaction holds the experiment under `epoch` already: its rows are as they were read."""
+        there = self._held.get(experiment_id)
+        return there is not None and there[0] == epoch
+
+    def changed(self, experiment_id: str) -> None:
+        """Notes that this transaction has changed the experiment's state or epoch: who wants to hold it looks again."""
+        self._held.pop(experiment_id, None)
 
     def lock(self, experiment_id: str) -> None:
         """Holds an experiment for the rest of the transaction, ended or not: its driver waits. Raises NotFound."""
@@ -242,12 +275,7 @@ class Experiments(Repository):
 
     def next_sequence(self, experiment_id: str) -> int:
         """The next number of what happens in this experiment. The caller holds it."""
-        return self._connection.execute(
-            update(ExperimentRow)
-            .where(ExperimentRow.id == experiment_id)
-            .values(sequence=ExperimentRow.sequence + 1)
-            .returning(ExperimentRow.sequence)
-        ).scalar_one()
+        return self._connection.execute(_NEXT_SEQUENCE, {"experiment": experiment_id}).scalar_one()
 
     def settle(self, experiment_id: str, *, epoch: int, state: ExperimentState, reason: str = "") -> None:
         """Ends (or pauses) a driven experiment and its lease.
@@ -418,11 +446,7 @@ class Experiments(Repository):
 
     def _lock(self, experiment_id: str, epoch: int | None = None) -> Any:
         """The row's state, epoch and lease, locked until the transaction ends; Fenced if `epoch` is not the current."""
-        row = self._connection.execute(
-            select(ExperimentRow.state, ExperimentRow.epoch, ExperimentRow.lease_boot_id, ExperimentRow.lease_until_ms)
-            .where(ExperimentRow.id == experiment_id)
-            .with_for_update()  # PostgreSQL; SQLite's writers hold the whole file already
-        ).one_or_none()
+        row = self._connection.execute(_LOCK, {"id": experiment_id}).one_or_none()
         if row is None:
             raise missing("experiment", experiment_id)
         if epoch is not None and row.epoch != epoch:

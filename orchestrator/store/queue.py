@@ -8,7 +8,7 @@ Whose driver is gone holds nothing: its runs end with it, and their places retur
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import case, func, select, text, update
+from sqlalchemy import bindparam, case, func, select, text, update
 
 from orchestrator.allocation import Amounts, Claimant, Need, Verdict, allocate
 from orchestrator.capacity import NodeCapacity, capacity_of, need_of
@@ -34,6 +34,33 @@ _OPEN = (TrialState.QUEUED.value, TrialState.RUNNING.value, TrialState.RETRYING.
 _LIVE = text("runs.state IN ('starting', 'running')")
 """As in the condition of the index over live runs."""
 _MAX_KNOWN = 1000
+# Built once: building a statement takes longer than running it.
+_STANDING = (
+    select(
+        ExperimentRow.id,
+        ExperimentRow.state,
+        ExperimentRow.owner,
+        ExperimentRow.priority,
+        ExperimentRow.last_turn,
+        ExperimentRow.wants_run,
+        ExperimentRow.spec_version,
+        ExperimentRow.lease_boot_id,
+        ExperimentRow.lease_until_ms,
+    )
+    .where(ExperimentRow.state.in_([state.value for state in _ACTIVE]))
+    .order_by(ExperimentRow.id)
+)
+_NUM_RUNNING = (
+    select(TrialRow.experiment_id, func.count())
+    .join(RunRow, RunRow.trial_id == TrialRow.id)
+    .where(_LIVE, TrialRow.experiment_id.in_(bindparam("experiments", expanding=True)))
+    .group_by(TrialRow.experiment_id)
+)
+_TOOK = (
+    update(ExperimentRow)
+    .where(ExperimentRow.id == bindparam("experiment"))
+    .values(last_turn=select(func.coalesce(func.max(ExperimentRow.last_turn), 0) + 1).scalar_subquery(), wants_run=True)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +101,11 @@ class Queue(Repository):
             nodes: of the cluster, where the `ray` service does not tell.
             asking: an experiment whose driver is there and wants a place, whatever its row says.
         """
-        service = self._work.services.get("orchestrator")
+        services = self._work.services.named("orchestrator", "ray")
+        service = services.get("orchestrator")
         is_served = service is not None and service.state != "stopped"
         is_served = is_served and self._now() - (0 if service is None else service.heartbeat_ms) < _STALE_MS
-        known = capacity_of(self._work.services.get("ray"))
+        known = capacity_of(services.get("ray"))
         nodes = tuple(nodes) if known is None else known.nodes
         claimants, num_left = self._claimants(is_served=is_served, asking=asking)
         verdicts = allocate([_amounts(node) for node in nodes], claimants) if nodes else ()
@@ -89,10 +117,21 @@ class Queue(Repository):
             num_left=num_left,
         )
 
-    def turn(self, experiment_id: str, *, epoch: int, nodes: Sequence[NodeCapacity] = ()) -> Verdict:
+    def turn(
+        self,
+        experiment_id: str,
+        *,
+        epoch: int,
+        nodes: Sequence[NodeCapacity] = (),
+        known: Standings | None = None,
+    ) -> Verdict:
         """Whether a trial of the experiment may start in this transaction; nobody else gets a turn until it ends.
 
         The caller starts the run, and then calls `took`.
+
+        Args:
+            known: how the experiments stood when this transaction, already holding the experiment, last asked. Where
+                it is the only one that writes, they stand like that still.
 
         Raises:
             Fenced: `epoch` is not the current one.
@@ -101,16 +140,14 @@ class Queue(Repository):
         if self._connection.dialect.name == "postgresql":
             # After the experiment's row and before the first event, as everywhere. SQLite has one writer anyway.
             self._connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _TURN_LOCK})
-        standings = self.standings(nodes=nodes, asking=experiment_id)
+            known = None
+        standings = known or self.standings(nodes=nodes, asking=experiment_id)
         # Of a cluster that nobody has described, Ray itself gives the places.
         return standings.verdicts.get(experiment_id, Verdict(id=experiment_id, num_starts=1))
 
     def took(self, experiment_id: str) -> None:
         """Notes that the experiment has had its turn. In the transaction of `turn`."""
-        newest = select(func.coalesce(func.max(ExperimentRow.last_turn), 0) + 1).scalar_subquery()
-        self._connection.execute(
-            update(ExperimentRow).where(ExperimentRow.id == experiment_id).values(last_turn=newest, wants_run=True)
-        )
+        self._connection.execute(_TOOK, {"experiment": experiment_id})
 
     def want(self, experiment_id: str, *, epoch: int, wants_run: bool) -> None:
         """Notes whether the driver would start a run if it got a place."""
@@ -122,21 +159,7 @@ class Queue(Repository):
 
     def _claimants(self, *, is_served: bool, asking: str | None) -> tuple[list[Claimant], dict[str, int]]:
         time = self._work.lease_time()
-        rows = self._connection.execute(
-            select(
-                ExperimentRow.id,
-                ExperimentRow.state,
-                ExperimentRow.owner,
-                ExperimentRow.priority,
-                ExperimentRow.last_turn,
-                ExperimentRow.wants_run,
-                ExperimentRow.spec_version,
-                ExperimentRow.lease_boot_id,
-                ExperimentRow.lease_until_ms,
-            )
-            .where(ExperimentRow.state.in_([state.value for state in _ACTIVE]))
-            .order_by(ExperimentRow.id)
-        ).all()
+        rows = self._connection.execute(_STANDING).all()
         is_driven = {
             row.id: row.id == asking
             or (row.lease_boot_id == time.boot_id and 0 < (row.lease_until_ms or 0) - time.ms <= LONGEST_LEASE_MS)
@@ -169,12 +192,7 @@ class Queue(Repository):
         return claimants, num_left
 
     def _num_running(self, experiment_ids: Sequence[str]) -> dict[str, int]:
-        rows = self._connection.execute(
-            select(TrialRow.experiment_id, func.count())
-            .join(RunRow, RunRow.trial_id == TrialRow.id)
-            .where(_LIVE, TrialRow.experiment_id.in_(experiment_ids))
-            .group_by(TrialRow.experiment_id)
-        )
+        rows = self._connection.execute(_NUM_RUNNING, {"experiments": experiment_ids})
         return {row[0]: row[1] for row in rows}
 
     def _num_left(

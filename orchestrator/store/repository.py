@@ -39,8 +39,8 @@ class Repository:
         trial_id: str | None = None,
         values: dict[str, Any] | None = None,
         note: dict[str, Any] | None = None,
-    ) -> None:
-        """Changes a state: one UPDATE guarded by the old state, and one event.
+    ) -> int:
+        """Changes a state: one UPDATE guarded by the old state, and one event. Returns the time it is stamped with.
 
         Args:
             values: further columns to set.
@@ -56,6 +56,8 @@ class Repository:
         ).rowcount
         if changed != 1:
             raise IllegalTransition(f"{word} {entity_id} is no longer {current.value}; read it again")
+        if word == "experiment":
+            self._work.experiments.changed(entity_id)
         self._work.events.add(
             f"{word}.state",
             experiment_id=experiment_id,
@@ -63,6 +65,7 @@ class Repository:
             run_id=entity_id if word == "run" else None,
             data={"from": current.value, "to": following.value, "reason": reason} | (note or {}),
         )
+        return now
 
 
 def missing(word: str, entity_id: str) -> NotFound:

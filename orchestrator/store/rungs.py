@@ -2,13 +2,27 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, bindparam, insert, select, update
 
 from orchestrator.store.finite import finite_number
 from orchestrator.store.models import RungRow, TrialRow
 from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind
 from orchestrator.store.repository import Repository
+
+# Built once: building a statement takes longer than running it.
+_ALL = (
+    select(
+        *(column for column in RungRow.__table__.columns if column.name != "experiment_id"),
+        TrialRow.number.label("trial_number"),
+        TrialRow.kind.label("trial_kind"),
+        TrialRow.batch,
+    )
+    .join(TrialRow, TrialRow.id == RungRow.trial_id)
+    .order_by(TrialRow.experiment_id, TrialRow.number, RungRow.rung)
+)
+_BY_TRIAL = _ALL.where(RungRow.trial_id == bindparam("trial"))
 
 
 class Rungs(Repository):
@@ -94,6 +108,10 @@ class Rungs(Repository):
         )
         return tuple(sorted(records, key=lambda record: record.sequence))
 
+    def of_trial(self, trial_id: str) -> tuple[RungRecord, ...]:
+        """Arrivals of a trial, in ascending order of rung."""
+        return _as_records(self._connection.execute(_BY_TRIAL, {"trial": trial_id}))
+
     def of_trials(self, *where: ColumnElement[bool]) -> dict[str, list[RungRecord]]:
         """Arrivals of the trials that `where` (over `trials`) selects: trial id -> ascending rungs."""
         found: dict[str, list[RungRecord]] = defaultdict(list)
@@ -110,24 +128,17 @@ class Rungs(Repository):
         )
 
     def _records(self, *where: ColumnElement[bool]) -> tuple[RungRecord, ...]:
-        rows = self._connection.execute(
-            select(
-                *(column for column in RungRow.__table__.columns if column.name != "experiment_id"),
-                TrialRow.number.label("trial_number"),
-                TrialRow.kind.label("trial_kind"),
-                TrialRow.batch,
-            )
-            .join(TrialRow, TrialRow.id == RungRow.trial_id)
-            .where(*where)
-            .order_by(TrialRow.experiment_id, TrialRow.number, RungRow.rung)
-        ).mappings()
-        return tuple(
-            RungRecord(
-                **dict(row)
-                | {
-                    "trial_kind": TrialKind(row["trial_kind"]),
-                    "decision": None if row["decision"] is None else RungDecision(row["decision"]),
-                }
-            )
-            for row in rows
+        return _as_records(self._connection.execute(_ALL.where(*where)))
+
+
+def _as_records(result: CursorResult[Any]) -> tuple[RungRecord, ...]:
+    return tuple(
+        RungRecord(
+            **dict(row)
+            | {
+                "trial_kind": TrialKind(row["trial_kind"]),
+                "decision": None if row["decision"] is None else RungDecision(row["decision"]),
+            }
         )
+        for row in result.mappings()
+    )

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from orchestrator.store.finite import finite_json
 from orchestrator.store.models import ServiceRow
 from orchestrator.store.records import ServiceRecord
 from orchestrator.store.repository import Repository
+
+_NAMED = select(*ServiceRow.__table__.columns).where(ServiceRow.name.in_(bindparam("names", expanding=True)))
 
 
 class Services(Repository):
@@ -42,6 +44,11 @@ class Services(Repository):
             .one_or_none()
         )
         return None if row is None else ServiceRecord(**row)
+
+    def named(self, *names: str) -> dict[str, ServiceRecord]:
+        """Those of the services that ever reported, by name."""
+        rows = self._connection.execute(_NAMED, {"names": names}).mappings()
+        return {row["name"]: ServiceRecord(**row) for row in rows}
 
     def list(self) -> tuple[ServiceRecord, ...]:
         """Every service that ever reported, by name."""

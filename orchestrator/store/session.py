@@ -91,7 +91,9 @@ class Database:
             StoreUnavailable: the database cannot be reached, is locked, full or read-only; nothing was written.
         """
         with translated(), self._engine.connect() as connection, connection.begin():
-            yield self._work(connection)
+            work = self._work(connection)
+            yield work
+            work.flush()
 
     @contextmanager
     def read(self) -> Iterator[Work]:

@@ -1,20 +1,41 @@
 """Trials: proposed once each, settled once each, and the history that proposals are made from."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, or_, select, update
+from sqlalchemy import ColumnElement, RowMapping, bindparam, func, insert, or_, select, text, update
 
 from orchestrator.errors import IllegalTransition
 from orchestrator.states import Cause, RunState, TrialState, is_terminal
 from orchestrator.store.finite import finite_json, finite_number
-from orchestrator.store.models import ExperimentRow, TrialRow
+from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
 from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor, page
-from orchestrator.store.records import Page, Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
+from orchestrator.store.records import Page, Proposal, RungDecision, RungRecord, RunRecord, TrialKind, TrialRecord
 from orchestrator.store.repository import Repository, missing
 
 _OPEN = (TrialState.QUEUED, TrialState.RUNNING, TrialState.RETRYING)
+# Built once: building a statement takes longer than running it.
+_ALL = select(*TrialRow.__table__.columns).order_by(TrialRow.experiment_id, TrialRow.number)
+_BY_ID = _ALL.where(TrialRow.id == bindparam("id"))
+_NEXT_NUMBER = select(func.coalesce(func.max(TrialRow.number) + 1, 0)).where(
+    TrialRow.experiment_id == bindparam("experiment")
+)
+_LIVE_RUN = (
+    select(RunRow.id, RunRow.state)
+    .where(RunRow.trial_id == bindparam("trial"), text("runs.state IN ('starting', 'running')"))
+    .limit(1)
+)
+"""With the condition of the index over live runs."""
+_INSERT = (
+    insert(TrialRow)
+    .values(
+        spec_version=select(ExperimentRow.spec_version)
+        .where(ExperimentRow.id == bindparam("experiment"))
+        .scalar_subquery()
+    )
+    .returning(TrialRow.spec_version)
+)
 
 
 @dataclass
@@ -24,10 +45,12 @@ class Remembered:
     Attributes:
         sequence: of the newest end among them.
         trials: by number.
+        batch_size: trials of a batch under the present spec; 0 without batches, None until it is asked for.
     """
 
     sequence: int = 0
     trials: dict[int, TrialRecord] = field(default_factory=dict)
+    batch_size: int | None = None
 
 
 class Trials(Repository):
@@ -51,26 +74,30 @@ class Trials(Repository):
                 None when there is nothing more to propose.
             remembered: what the caller's earlier proposals have read of this experiment; only the rest is read.
         """
+        remembered = Remembered() if remembered is None else remembered
         self._work.experiments.hold(experiment_id, epoch)
-        history = self.history(experiment_id) if remembered is None else self._recalled(experiment_id, remembered)
-        number = len(history)
+        history = self._recalled(experiment_id, remembered)
+        number = self.next_number(experiment_id)
         proposal = choose(number, history)
         if proposal is None:
             return None
-        trial_id = self.insert(
+        trial = self._add(
             experiment_id,
             number=number,
             kind=TrialKind.SEARCH,
             label=None,
-            batch=self._batch(experiment_id, sum(trial.kind is TrialKind.SEARCH for trial in history)),
+            batch=self._batch(experiment_id, history, remembered),
             epoch=epoch,
             sequence=self._work.experiments.next_sequence(experiment_id),
             proposal=proposal,
         )
-        trial = self.get(trial_id)
         if proposal.config is None:
-            self.end(trial, TrialState.INFEASIBLE, cause=Cause.INVALID_CONFIG, reason=proposal.problem or "")
-        return self.get(trial_id)
+            return self.end(trial, TrialState.INFEASIBLE, cause=Cause.INVALID_CONFIG, reason=proposal.problem or "")
+        return trial
+
+    def next_number(self, experiment_id: str) -> int:
+        """The number of the experiment's next trial. The caller holds the experiment."""
+        return self._connection.execute(_NEXT_NUMBER, {"experiment": experiment_id}).scalar_one()
 
     def history(self, experiment_id: str) -> tuple[TrialRecord, ...]:
         """Every trial of the experiment with its rungs, in order of number."""
@@ -92,10 +119,11 @@ class Trials(Repository):
 
     def get(self, trial_id: str) -> TrialRecord:
         """The trial with its rungs; raises NotFound."""
-        records = self._records(TrialRow.id == trial_id)
-        if not records:
+        row = self._connection.execute(_BY_ID, {"id": trial_id}).mappings().one_or_none()
+        if row is None:
             raise missing("trial", trial_id)
-        return records[0]
+        # What has never run has arrived nowhere.
+        return _record(row, () if row["started_at_ms"] is None else self._work.rungs.of_trial(trial_id))
 
     def list(self, experiment_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[TrialRecord]:
         """A page of an experiment's trials, in order of number. Raises InvalidCursor."""
@@ -147,15 +175,38 @@ class Trials(Repository):
         Raises:
             IllegalTransition: the trial ended otherwise before, or one of its runs is still live.
         """
-        trial = self.get(trial_id)
-        self._work.experiments.hold(trial.experiment_id, epoch)
-        trial = self.get(trial_id)
+        return self.settle_held(
+            self.held(trial_id, epoch),
+            epoch=epoch,
+            state=state,
+            cause=cause,
+            reason=reason,
+            objective=objective,
+            objective_tokens=objective_tokens,
+            summary=summary,
+            further_values=further_values,
+        )
+
+    def settle_held(
+        self,
+        trial: TrialRecord,
+        *,
+        epoch: int,
+        state: TrialState,
+        cause: Cause | None = None,
+        reason: str = "",
+        objective: float | None = None,
+        objective_tokens: int | None = None,
+        summary: dict[str, Any] | None = None,
+        further_values: Sequence[float | None] | None = None,
+    ) -> TrialRecord:
+        """`settle` for a trial that was read while the caller holds the experiment."""
         if trial.state is state and is_terminal(state):
             return trial
-        live = [run for run in self._work.runs.of_trial(trial_id) if run.state in (RunState.STARTING, RunState.RUNNING)]
-        if live:
-            raise IllegalTransition(f"trial {trial_id} cannot end: its run {live[0].id} is {live[0].state.value}")
-        self.end(
+        live = self._connection.execute(_LIVE_RUN, {"trial": trial.id}).first()
+        if live is not None:
+            raise IllegalTransition(f"trial {trial.id} cannot end: its run {live.id} is {live.state}")
+        return self.end(
             trial,
             state,
             cause=cause,
@@ -168,6 +219,13 @@ class Trials(Repository):
                 "further_values": None if further_values is None else [finite_number(one) for one in further_values],
             },
         )
+
+    def held(self, trial_id: str, epoch: int) -> TrialRecord:
+        """The trial, read while its experiment is held: as it stays until this transaction changes it."""
+        trial = self.get(trial_id)
+        if self._work.experiments.is_held(trial.experiment_id, epoch):
+            return trial
+        self._work.experiments.hold(trial.experiment_id, epoch)
         return self.get(trial_id)
 
     def set_veto(self, trial_id: str, veto: str | None) -> None:
@@ -243,35 +301,55 @@ class Trials(Repository):
         proposal: Proposal,
     ) -> str:
         """Adds a queued trial within a transaction that holds the experiment (or created it); returns its id."""
+        trial = self._add(
+            experiment_id,
+            number=number,
+            kind=kind,
+            label=label,
+            batch=batch,
+            epoch=epoch,
+            sequence=sequence,
+            proposal=proposal,
+        )
+        return trial.id
+
+    def _add(
+        self,
+        experiment_id: str,
+        *,
+        number: int,
+        kind: TrialKind,
+        label: str | None,
+        batch: int | None,
+        epoch: int,
+        sequence: int,
+        proposal: Proposal,
+    ) -> TrialRecord:
         trial_id = self._work.ids.new("trl")
         now = self._now()
         config = proposal.config
-        self._connection.execute(
-            insert(TrialRow).values(
-                id=trial_id,
-                experiment_id=experiment_id,
-                number=number,
-                kind=kind.value,
-                label=label,
-                batch=batch,
-                point=proposal.point,
-                replica=proposal.replica,
-                parent_trial_id=None if proposal.parent is None else proposal.parent.trial_id,
-                parent_checkpoint_id=None if proposal.parent is None else proposal.parent.id,
-                state=TrialState.QUEUED.value,
-                reason="waiting for a free place in the cluster",
-                since_ms=now,
-                epoch=epoch,
-                params=proposal.params,
-                config=None if config is None else config.model_dump(mode="json"),
-                config_fingerprint=None if config is None else config.fingerprint(),
-                asked_sequence=sequence,
-                spec_version=select(ExperimentRow.spec_version)
-                .where(ExperimentRow.id == experiment_id)
-                .scalar_subquery(),
-                created_at_ms=now,
-            )
-        )
+        columns: dict[str, Any] = {
+            "id": trial_id,
+            "experiment_id": experiment_id,
+            "number": number,
+            "label": label,
+            "batch": batch,
+            "point": proposal.point,
+            "replica": proposal.replica,
+            "parent_trial_id": None if proposal.parent is None else proposal.parent.trial_id,
+            "parent_checkpoint_id": None if proposal.parent is None else proposal.parent.id,
+            "reason": "waiting for a free place in the cluster",
+            "since_ms": now,
+            "epoch": epoch,
+            "params": proposal.params,
+            "config": None if config is None else config.model_dump(mode="json"),
+            "config_fingerprint": None if config is None else config.fingerprint(),
+            "asked_sequence": sequence,
+            "created_at_ms": now,
+        }
+        spec_version = self._connection.execute(
+            _INSERT, columns | {"kind": kind.value, "state": TrialState.QUEUED.value, "experiment": experiment_id}
+        ).scalar_one()
         self._work.events.add(
             "trial.proposed",
             experiment_id=experiment_id,
@@ -280,7 +358,20 @@ class Trials(Repository):
             | ({} if proposal.point is None else {"point": proposal.point, "replica": proposal.replica})
             | ({} if proposal.parent is None else {"parent": proposal.parent.trial_id, "step": proposal.parent.step}),
         )
-        return trial_id
+        return TrialRecord(
+            **columns,
+            kind=kind,
+            state=TrialState.QUEUED,
+            spec_version=spec_version,
+            cause=None,
+            finished_sequence=None,
+            objective=None,
+            objective_tokens=None,
+            summary=None,
+            num_retries=0,
+            started_at_ms=None,
+            finished_at_ms=None,
+        )
 
     def begin(self, trial: TrialRecord, epoch: int) -> None:
         """Makes a trial running, as its run starts. The caller holds the experiment."""
@@ -313,28 +404,30 @@ class Trials(Repository):
         cause: Cause | None,
         reason: str,
         values: dict[str, Any] | None = None,
-    ) -> None:
-        """Makes a trial terminal. The caller holds the experiment."""
-        self._move(
+    ) -> TrialRecord:
+        """Makes a trial terminal, and returns it as it is then. The caller holds the experiment."""
+        changed = {
+            "finished_at_ms": self._now(),
+            "finished_sequence": self._work.experiments.next_sequence(trial.experiment_id),
+        } | (values or {})
+        since_ms = self._move(
             trial.id,
             trial.state,
             state,
             reason=reason,
             experiment_id=trial.experiment_id,
-            values={
-                "cause": None if cause is None else cause.value,
-                "finished_at_ms": self._now(),
-                "finished_sequence": self._work.experiments.next_sequence(trial.experiment_id),
-            }
-            | (values or {}),
+            values=changed | {"cause": None if cause is None else cause.value},
             note={"number": trial.number, "cause": cause},
         )
+        return replace(trial, state=state, cause=cause, reason=reason, since_ms=since_ms, **changed)
 
-    def _batch(self, experiment_id: str, search_index: int) -> int | None:
-        spec = self._spec(experiment_id)
-        if not spec["synchronous"]:
+    def _batch(self, experiment_id: str, history: Sequence[TrialRecord], remembered: Remembered) -> int | None:
+        if remembered.batch_size is None:
+            spec = self._spec(experiment_id)
+            remembered.batch_size = spec["batch_size"] * spec.get("replicas", 1) if spec["synchronous"] else 0
+        if not remembered.batch_size:
             return None
-        return search_index // spec.get("replicas", 1) // spec["batch_size"]
+        return sum(trial.kind is TrialKind.SEARCH for trial in history) // remembered.batch_size
 
     def _spec(self, experiment_id: str) -> dict[str, Any]:
         return self._connection.execute(
@@ -342,19 +435,22 @@ class Trials(Repository):
         ).scalar_one()
 
     def _records(self, *where: ColumnElement[bool], limit: int | None = None) -> tuple[TrialRecord, ...]:
-        query = select(*TrialRow.__table__.columns).where(*where).order_by(TrialRow.experiment_id, TrialRow.number)
+        query = _ALL.where(*where)
         rows = self._connection.execute(query if limit is None else query.limit(limit)).mappings().all()
+        if all(row["started_at_ms"] is None for row in rows):
+            return tuple(_record(row, ()) for row in rows)
         # A page names its trials; a whole history may have more of them than a statement takes parameters.
         rungs = self._work.rungs.of_trials(*where if limit is None else (TrialRow.id.in_([row["id"] for row in rows]),))
-        return tuple(
-            TrialRecord(
-                **dict(row)
-                | {
-                    "kind": TrialKind(row["kind"]),
-                    "state": TrialState(row["state"]),
-                    "cause": None if row["cause"] is None else Cause(row["cause"]),
-                    "rungs": tuple(rungs.get(row["id"], ())),
-                }
-            )
-            for row in rows
-        )
+        return tuple(_record(row, tuple(rungs.get(row["id"], ()))) for row in rows)
+
+
+def _record(row: RowMapping, rungs: tuple[RungRecord, ...]) -> TrialRecord:
+    return TrialRecord(
+        **dict(row)
+        | {
+            "kind": TrialKind(row["kind"]),
+            "state": TrialState(row["state"]),
+            "cause": None if row["cause"] is None else Cause(row["cause"]),
+            "rungs": rungs,
+        }
+    )

@@ -40,6 +40,10 @@ class Work:
         self.lease_time = lease_time
         self.ids = ids
 
+    def flush(self) -> None:
+        """Writes what the repositories keep to be written together. Whoever commits calls this first."""
+        self.events.flush()
+
     @cached_property
     def experiments(self) -> Experiments:
         """Experiments, their leases and epochs."""
