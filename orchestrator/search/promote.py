@@ -60,12 +60,15 @@ def never_promoted(spec: ExperimentSpec, history: Sequence[TrialRecord]) -> list
         return []
     found: list[Verdict] = []
     for where, points in _groups(spec, history):
+        ranks: dict[int, dict[int, int]] = {}
         for point in points:
             if is_paused(point.record):
                 rung = point.record.rungs[-1].rung
-                ranked = _ranked(spec, points, rung)
-                rank = 1 + [other.record.number for other, _ in ranked].index(point.record.number)
-                sentence = f"rank {rank} of {len(ranked)} at rung {rung}{where}; the search ended without promoting it"
+                if rung not in ranks:
+                    ranked = _ranked(spec, points, rung)
+                    ranks[rung] = {other.record.number: rank for rank, (other, _) in enumerate(ranked, start=1)}
+                rank = f"rank {ranks[rung][point.record.number]} of {len(ranks[rung])} at rung {rung}{where}"
+                sentence = f"{rank}; the search ended without promoting it"
                 found += on_point(point, rung, Decision(decision=RungDecision.STOP, explanation=sentence))
     return found
 

@@ -7,8 +7,8 @@ with their configs.
 """
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.schedulers import (
     ASHAScheduler,
@@ -21,7 +21,16 @@ from orchestrator.schedulers import (
 from orchestrator.spec import ExperimentSpec
 from orchestrator.store.records import Decision, RungDecision, RungRecord, TrialKind
 
-__all__ = ["Decision", "RungDecision", "bracket_of", "cost_of", "decide", "decide_batch"]
+__all__ = [
+    "Arrived",
+    "Decision",
+    "RungDecision",
+    "bracket_of",
+    "cost_of",
+    "decide",
+    "decide_among",
+    "decide_batch",
+]
 
 
 def decide(
@@ -45,6 +54,50 @@ def decide(
         number: the trial's number.
         own: the trial's own earlier arrivals.
     """
+    return decide_among(spec, rung, value, Arrived(spec, earlier), number=number, own=own)
+
+
+class Arrived:
+    """What the search trials that have arrived at one rung had there, in order, so that many arrivals are cheap.
+
+    Args:
+        records: the arrivals so far, in any order; of other trials than the search's nothing is kept.
+    """
+
+    def __init__(self, spec: ExperimentSpec, records: Iterable[RungRecord] = ()) -> None:
+        self._spec = spec
+        self._costs: dict[int, list[float]] = {}
+        for record in records:
+            if record.trial_kind is TrialKind.SEARCH:
+                self._costs.setdefault(self._group(record.trial_number), []).append(cost_of(spec, record.value))
+        for costs in self._costs.values():
+            costs.sort()
+
+    def add(self, record: RungRecord) -> None:
+        """Adds an arrival."""
+        if record.trial_kind is TrialKind.SEARCH:
+            costs = self._costs.setdefault(self._group(record.trial_number), [])
+            insort(costs, cost_of(self._spec, record.value))
+
+    def costs(self, number: int) -> Sequence[float]:
+        """What trial `number` is compared with, ascending: with Hyperband those of its bracket, else all."""
+        return self._costs.get(self._group(number), [])
+
+    def _group(self, number: int) -> int:
+        scheduler = self._spec.scheduler
+        return bracket_of(self._spec, scheduler, number) if isinstance(scheduler, HyperbandScheduler) else 0
+
+
+def decide_among(
+    spec: ExperimentSpec,
+    rung: int,
+    value: float | None,
+    arrived: Arrived,
+    *,
+    number: int = 0,
+    own: Sequence[RungRecord] = (),
+) -> Decision:
+    """As `decide`, of the arrivals before it in order."""
     scheduler = spec.scheduler
     if isinstance(scheduler, NoScheduler):
         return Decision(decision=RungDecision.CONTINUE, explanation="no scheduler: every trial runs to the end")
@@ -53,7 +106,7 @@ def decide(
         return Decision(
             decision=RungDecision.STOP, explanation=f"{spec.objective.metric} at rung {rung} was not a finite number"
         )
-    others = [record for record in earlier if record.trial_kind is TrialKind.SEARCH]
+    others = arrived.costs(number)
     if isinstance(scheduler, ASHAScheduler):
         return _among_best(spec, scheduler.reduction_factor, rung, value, others, where="")
     if isinstance(scheduler, HyperbandScheduler):
@@ -61,8 +114,7 @@ def decide(
         if rung < bracket:
             sentence = f"bracket {bracket} of {scheduler.num_brackets} is first judged at rung {bracket}"
             return Decision(decision=RungDecision.CONTINUE, explanation=sentence)
-        peers = [record for record in others if bracket_of(spec, scheduler, record.trial_number) == bracket]
-        return _among_best(spec, scheduler.reduction_factor, rung, value, peers, where=f" of bracket {bracket}")
+        return _among_best(spec, scheduler.reduction_factor, rung, value, others, where=f" of bracket {bracket}")
     before = [record for record in own if record.rung < rung]
     costs = [cost_of(spec, record.value) for record in sorted(before, key=lambda record: record.rung)]
     costs.append(cost_of(spec, value))
@@ -77,11 +129,9 @@ def bracket_of(spec: ExperimentSpec, scheduler: HyperbandScheduler, number: int)
 
 
 def _among_best(
-    spec: ExperimentSpec, factor: int, rung: int, value: float, others: Sequence[RungRecord], *, where: str
+    spec: ExperimentSpec, factor: int, rung: int, value: float, costs: Sequence[float], *, where: str
 ) -> Decision:
-    costs = sorted(cost_of(spec, other.value) for other in others)
-    cost = cost_of(spec, value)
-    rank = 1 + sum(other < cost for other in costs)
+    rank = 1 + bisect_left(costs, cost_of(spec, value))
     num_arrived = len(costs) + 1
     num_kept = max(1, num_arrived // factor)
     goes_on = rank <= num_kept
@@ -92,14 +142,15 @@ def _among_best(
 
 
 def _against_median(
-    spec: ExperimentSpec, scheduler: MedianScheduler, rung: int, best: float, others: Sequence[RungRecord]
+    spec: ExperimentSpec, scheduler: MedianScheduler, rung: int, best: float, costs: Sequence[float]
 ) -> Decision:
-    if len(others) < scheduler.min_trials:
-        sentence = f"{len(others)} other trials at rung {rung}, fewer than min_trials={scheduler.min_trials}"
+    if len(costs) < scheduler.min_trials:
+        sentence = f"{len(costs)} other trials at rung {rung}, fewer than min_trials={scheduler.min_trials}"
         return Decision(decision=RungDecision.CONTINUE, explanation=sentence)
-    median = statistics.median(cost_of(spec, other.value) for other in others)
+    middle = len(costs) // 2
+    median = costs[middle] if len(costs) % 2 else (costs[middle - 1] + costs[middle]) / 2
     sentence = (
-        f"best {_shown(spec, best)} by rung {rung}; the median of {len(others)} other trials there is "
+        f"best {_shown(spec, best)} by rung {rung}; the median of {len(costs)} other trials there is "
         f"{_shown(spec, median)}"
     )
     return Decision(decision=RungDecision.STOP if best > median else RungDecision.CONTINUE, explanation=sentence)

@@ -6,14 +6,14 @@ until the population has. Under promotion it waits until a place is free: see `o
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.schedulers import HalvingSection, HyperbandScheduler, NoScheduler, PBTScheduler
 from orchestrator.search.points import Point, is_paused, points_of
 from orchestrator.search.rungs import num_rungs_before_start, rung_tokens
-from orchestrator.search.stop import Decision, RungDecision, bracket_of, decide, decide_batch
+from orchestrator.search.stop import Arrived, Decision, RungDecision, bracket_of, decide, decide_among, decide_batch
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, TrialState
 from orchestrator.store.records import RungRecord, TrialKind, TrialRecord
@@ -113,16 +113,21 @@ def due(spec: ExperimentSpec, history: Sequence[TrialRecord]) -> list[Verdict]:
         for batch, rung in sorted({(point.record.batch or 0, point.record.rungs[-1].rung) for point in waiting}):
             found += _of_batch(spec, [point for point in points if point.record.batch == batch], rung)
         return found
+    arrivals: dict[int, list[RungRecord]] = defaultdict(list)
+    for point in points:
+        for record in point.record.rungs:
+            arrivals[record.rung].append(record)
+    for records in arrivals.values():
+        records.sort(key=lambda record: record.sequence, reverse=True)
+    arrived: dict[int, Arrived] = defaultdict(lambda: Arrived(spec))
     for point in sorted(waiting, key=lambda point: point.record.rungs[-1].sequence):
         here = point.record.rungs[-1]
-        earlier = [
-            record
-            for other in points
-            for record in other.record.rungs
-            if record.rung == here.rung and record.sequence < here.sequence
-        ]
+        # Those that wait are taken in their order of arrival, so each rung's earlier arrivals only become more.
+        while arrivals[here.rung][-1].sequence < here.sequence:
+            arrived[here.rung].add(arrivals[here.rung].pop())
         number, own = point.record.number, point.record.rungs[:-1]
-        found += on_point(point, here.rung, decide(spec, here.rung, here.value, earlier, number=number, own=own))
+        decision = decide_among(spec, here.rung, here.value, arrived[here.rung], number=number, own=own)
+        found += on_point(point, here.rung, decision)
     return found
 
 

@@ -12,6 +12,7 @@ from orchestrator.search.points import as_trials, is_paused, points_of, replica_
 from orchestrator.search.promote import promoted
 from orchestrator.search.propose import propose
 from orchestrator.search.replicates import interval, results_by_point, t_quantile
+from orchestrator.search.stop import decide
 from orchestrator.search.waiting import due, on_arrival
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, TrialState
@@ -21,6 +22,7 @@ from tests.support.records import rung_record, trial_record
 from tests.support.specs import experiment_spec
 
 ASHA = {"kind": "asha", "min_tokens": 1000, "reduction_factor": 2}
+INTERVAL = {"min_tokens": 1000, "interval_tokens": 1000}
 SPEC = experiment_spec(scheduler=ASHA, replicas=3)
 
 
@@ -88,6 +90,27 @@ def test_one_decision_for_all_seeds_by_their_mean() -> None:
 def test_decisions_do_not_depend_on_the_order_of_rows(order: list[int]) -> None:
     trials = [*waiting(0, (2.0, 2.0, 2.0)), *waiting(1, (1.0, 4.0, 4.0))]
     assert due(SPEC, [trials[index] for index in order]) == due(SPEC, trials)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [ASHA, ASHA | {"kind": "hyperband", "num_brackets": 2}, {"kind": "median", "min_trials": 2} | INTERVAL],
+)
+@given(values=st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0, None]), min_size=1, max_size=8))
+def test_many_that_wait_are_decided_as_each_by_itself_among_those_before_it(
+    scheduler: dict[str, object], values: list[float | None]
+) -> None:
+    spec = experiment_spec(scheduler=scheduler, replicas=2)
+    trials = [
+        replica(spec, point, seed, rungs=((value, None),), state=TrialState.RUNNING)
+        for point, value in enumerate(values)
+        for seed in (0, 1)
+    ]
+    verdicts = due(spec, trials)
+    arrivals = [point.record.rungs[0] for point in points_of(spec, trials)]
+    for point, value in enumerate(values):
+        alone = decide(spec, 0, value, arrivals[:point], number=point)
+        assert [verdict.decision for verdict in verdicts[2 * point : 2 * point + 2]] == [alone, alone]
 
 
 def test_seed_without_a_finite_value_ends_alone() -> None:
