@@ -99,8 +99,9 @@ def mlflow_url(work: Work, experiment_id: str | None, run_id: str | None = None)
     service = work.services.get("mlflow")
     if service is None or service.url is None or experiment_id is None:
         return None
-    page = f"{service.url.rstrip('/')}/#/experiments/{experiment_id}"
-    return page if run_id is None else f"{page}/runs/{run_id}"
+    page = f"{service.url.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    # MLflow's page has two sides, and opens on that for applications of language models if it is not told.
+    return f"{page if run_id is None else f'{page}/{run_id}'}?workflowType=machine_learning"
 
 
 def trial_rows(work: Work, records: Sequence[TrialRecord]) -> list[TrialRead]:

@@ -82,7 +82,7 @@ def tags(
     found = {
         "mlflow.source.name": experiment.name,
         "mlflow.source.type": "JOB",
-        "mlflow.note.content": trial.reason or None,
+        "mlflow.note.content": description(experiment, trial),
         "evenload.experiment_id": experiment.id,
         "evenload.trial_id": trial.id,
         "evenload.number": str(trial.number),
@@ -114,6 +114,17 @@ def tags(
     return {key: str(value)[:_MAX_TAG_LENGTH] for key, value in found.items() if value is not None}
 
 
+def description(experiment: ExperimentRecord, trial: TrialRecord) -> str:
+    """What a trial was and what came of it, in Markdown: what a reader of its page in MLflow sees first."""
+    lines = [f"{trial.kind.value.capitalize()} trial {trial.number} of *{experiment.name}*: {trial.state.value}"]
+    if trial.objective is not None:
+        lines[0] += f", objective {trial.objective:.5g}"
+    if trial.reason:
+        lines[0] += f" ({trial.reason})"
+    lines += [f"- `{path}` = {value}" for path, value in trial.params.items()]
+    return "\n".join([lines[0], "", *lines[1:]] if lines[1:] else lines)
+
+
 def parent_tags(experiment: ExperimentRecord) -> dict[str, str]:
     """What an experiment is, for the run above those of its trials."""
     found = {
@@ -122,7 +133,9 @@ def parent_tags(experiment: ExperimentRecord) -> dict[str, str]:
         "evenload.state": experiment.state.value,
         "evenload.reason": experiment.reason,
         "mlflow.note.content": str(experiment.spec.get("description", "")),
-    } | {f"evenload.trials.{state.value}": str(count) for state, count in sorted(experiment.trial_counts.items())}
+        # One tag: of one for each state, that of a state in which no trial is any more would stay as it was.
+        "evenload.trials": ", ".join(f"{count} {state}" for state, count in sorted(experiment.trial_counts.items())),
+    }
     return {key: value[:_MAX_TAG_LENGTH] for key, value in found.items() if value}
 
 

@@ -67,7 +67,7 @@ class Remote:
         there = self._call(self._client.get_experiment_by_name, name)
         if there is not None:
             return there.experiment_id
-        # Without it the web page opens on tools for language model applications.
+        # For MLflow's web page; on which of its sides 3.17 opens is up to the address alone (`workflowType`).
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return self._call(self._client.create_experiment, name, tags=tags)
 

@@ -88,30 +88,34 @@ def test_an_answer_lost_to_any_request_leaves_one_run_and_every_point_once(
     check_everything_is_there_once(mlflow_server, database, root, experiment_id)
 
 
-def test_server_killed_in_the_middle_of_a_batch_and_started_again_gets_every_point_once(
-    proxy: FaultyProxy, mlflow_server: MlflowServer, database: Database, root: Path
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_server_that_ends_in_the_middle_of_a_trial_and_is_started_again_gets_every_point_once(
+    end: str, proxy: FaultyProxy, mlflow_server: MlflowServer, database: Database, root: Path
 ) -> None:
-    """The real one, by SIGKILL, while it takes in points; what it has of the batch is for its database to say."""
+    """The real one, on the same database, while it takes in points: by SIGKILL, when only its database can say what it
+    has of the batch, or by SIGTERM, as whoever installs another version does it. The forwarder stays and has more."""
     experiment_id = submit(database, DOCUMENT)
     train(database, root, experiment_id)
-    killed: list[bytes] = []
+    forwarder = Forwarder(database, root, proxy.url)
+    ended: list[bytes] = []
 
-    def kill(request: bytes) -> None:
-        if not killed and b"train/loss" in request:
-            killed.append(request)
-            mlflow_server.kill()
+    def end_it(request: bytes) -> None:
+        if not ended and b"train/loss" in request:
+            ended.append(request)
+            mlflow_server.kill() if end == "kill" else mlflow_server.stop()
 
-    proxy.on_passed = kill
+    proxy.on_passed = end_it
     try:
         with pytest.raises(TrackingUnavailable):
-            Forwarder(database, root, proxy.url).round()
-        assert killed, "this test needs a batch of points"
+            forwarder.round()
+        assert ended, "this test needs a batch of points"
+        assert b"probe/saturation" not in ended[0], "there were to be more points than this batch"
         with pytest.raises(TrackingUnavailable):
-            Forwarder(database, root, proxy.url).round()
+            forwarder.round()
     finally:
         mlflow_server.start()
         mlflow_server.wait()
-    forward_all(database, root, proxy.url)
+    assert forwarder.round() == 0
     check_everything_is_there_once(mlflow_server, database, root, experiment_id)
 
 

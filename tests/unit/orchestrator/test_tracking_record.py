@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from orchestrator.spec import Tracking
+from orchestrator.states import ExperimentState, TrialState
+from orchestrator.store.records import ExperimentRecord
 from orchestrator.tracking import record
 from orchestrator.tracking.forwarder import _stretches
 from orchestrator.tracking.record import Point
@@ -164,3 +166,45 @@ def test_the_end_of_a_trial_says_how_much_of_its_routing_was_settled_when():
         ("probe/saturation/mean", 60): 1.0,
         ("probe/saturation/max", 60): 1.0,
     }
+
+
+def test_description_says_what_was_searched_and_what_came_of_it():
+    spec = experiment_spec()
+    path = next(iter(spec.space))
+    ended = trial_record(spec, 3, {path: 0.5}, objective=3.38712)
+    assert record.description(experiment(), ended) == (
+        f"Search trial 3 of *two rates*: completed, objective 3.3871\n\n- `{path}` = 0.5"
+    )
+    pruned = trial_record(spec, 4, None, state=TrialState.PRUNED, reason="rung 0")
+    assert record.description(experiment(), pruned) == "Baseline trial 4 of *two rates*: pruned (rung 0)"
+
+
+def test_parent_says_how_many_trials_are_in_each_state_in_one_tag_that_cannot_be_out_of_date():
+    """A tag for each state would stay when the last trial leaves the state."""
+    early = record.parent_tags(experiment({TrialState.RUNNING: 1, TrialState.QUEUED: 1}))
+    late = record.parent_tags(experiment({TrialState.COMPLETED: 2}))
+    assert early["evenload.trials"] == "1 queued, 1 running"
+    assert late["evenload.trials"] == "2 completed"
+    assert early.keys() == late.keys()
+
+
+def experiment(trial_counts: dict[TrialState, int] | None = None) -> ExperimentRecord:
+    return ExperimentRecord(
+        id="exp_0",
+        name="two rates",
+        state=ExperimentState.RUNNING,
+        reason="",
+        since_ms=0,
+        document={},
+        spec={},
+        warnings=(),
+        sequence=1,
+        epoch=1,
+        lease_owner=None,
+        lease_until_ms=None,
+        lease_boot_id=None,
+        mlflow_experiment_id=None,
+        created_at_ms=0,
+        finished_at_ms=None,
+        trial_counts=trial_counts or {},
+    )
