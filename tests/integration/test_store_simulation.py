@@ -42,5 +42,5 @@ def test_I2_checker_objects_to_a_store_without_fences(make_store: MakeStore, mon
     lock = Experiments._lock
     monkeypatch.setattr(Experiments, "_lock", lambda self, experiment_id, epoch=None: lock(self, experiment_id))
     # Worlds in which a driver wakes up that was frozen while another one took over.
-    found = (violation.invariant for seed in (22, 113, 283) for violation in simulate(seed, make_store).violations)
+    found = (violation.invariant for seed in (50, 198, 283) for violation in simulate(seed, make_store).violations)
     assert "I2" in found

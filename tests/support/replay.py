@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.schedulers import HyperbandScheduler
+from orchestrator.search.promote import never_promoted, promoted
 from orchestrator.search.propose import propose
-from orchestrator.search.stop import decide
+from orchestrator.search.stop import bracket_of, decide
 from orchestrator.search.waiting import waits_at_rungs
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import TrialState
-from orchestrator.store.records import TrialKind
+from orchestrator.states import RunState, TrialState, is_terminal
+from orchestrator.store.records import RungDecision, TrialKind
 from tests.support.history import Violation
 
 _NOT_ENDED: dict[str, Any] = {
@@ -72,3 +74,59 @@ def not_replayed(spec: ExperimentSpec, trials: Sequence[Any]) -> Iterator[Violat
                 yield Violation(
                     "I7", f"trial {trial.number}, rung {rung.rung}: {rung.explanation}; its rows give {decision}"
                 )
+
+
+def promotions_not_replayed(spec: ExperimentSpec, trials: Sequence[Any], events: Sequence[Any]) -> Iterator[Violation]:
+    """Every promotion, and every end of what was never promoted, that is not what the rows gave at its moment.
+
+    Args:
+        spec: of an experiment that promotes.
+        trials: of it.
+        events: the log, in order; those of other experiments are passed over.
+    """
+    there = {trial.id: trial for trial in trials}
+    known: dict[str, Any] = {}
+    live: set[str] = set()
+    for event in events:
+        trial = there.get(event.trial_id or "")
+        if trial is None:
+            continue
+        if event.kind == "trial.proposed":
+            if promoted(spec, list(known.values()), live=live):
+                yield Violation("I7", f"trial {trial.number} was begun though one that waited could go on")
+            known[trial.id] = replace(trial, state=TrialState.RUNNING, rungs=(), **_NOT_ENDED)
+        elif event.kind == "run.state":
+            is_live = event.data["to"] in (RunState.STARTING, RunState.RUNNING)
+            (live.add if is_live else live.discard)(trial.id)
+        elif event.kind == "trial.state" and is_terminal(TrialState(event.data["to"])):
+            known[trial.id] = replace(trial, rungs=known[trial.id].rungs)
+        elif event.kind == "rung.arrived":
+            arrived = next(rung for rung in trial.rungs if rung.rung == event.data["rung"])
+            rungs = (*known[trial.id].rungs, replace(arrived, decision=None, explanation=None))
+            known[trial.id] = replace(known[trial.id], rungs=rungs)
+        elif event.kind == "rung.decided":
+            decided = next(rung for rung in trial.rungs if rung.rung == event.data["rung"])
+            if _is_judged(spec, trial, decided):
+                yield from _not_given(spec, trial, decided, list(known.values()), live)
+            known[trial.id] = replace(known[trial.id], rungs=(*known[trial.id].rungs[:-1], decided))
+
+
+def _is_judged(spec: ExperimentSpec, trial: Any, rung: Any) -> bool:
+    scheduler = spec.scheduler
+    return not isinstance(scheduler, HyperbandScheduler) or rung.rung >= bracket_of(spec, scheduler, trial.number)
+
+
+def _not_given(
+    spec: ExperimentSpec, trial: Any, decided: Any, known: Sequence[Any], live: set[str]
+) -> Iterator[Violation]:
+    if decided.decision is RungDecision.CONTINUE:
+        given = promoted(spec, known, live=live) or promoted(spec, known, live=live, is_last=not live)
+    else:
+        given = [verdict for verdict in never_promoted(spec, known) if verdict.trial_id == trial.id]
+        if live or promoted(spec, known, live=live, is_last=True):
+            yield Violation("I7", f"trial {trial.number} was ended while others could still go on")
+    said = (trial.id, decided.rung, decided.explanation)
+    if said not in [(verdict.trial_id, verdict.rung, verdict.decision.explanation) for verdict in given]:
+        yield Violation(
+            "I7", f"rung {decided.rung} of trial {trial.number}: {decided.explanation}; the rows give {given}"
+        )

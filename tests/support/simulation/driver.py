@@ -4,9 +4,12 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from orchestrator.errors import Fenced, IllegalTransition
+from orchestrator.search.population import Copy
+from orchestrator.search.promote import never_promoted, promoted
+from orchestrator.search.waiting import promotes
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
-from orchestrator.store.records import RungDecision
+from orchestrator.store.records import RungDecision, TrialKind
 from tests.support.simulation import rules
 from tests.support.simulation.world import Process, Steps, World
 
@@ -33,7 +36,7 @@ def drive(world: World, me: Process, experiment_id: str, epoch: int) -> Steps:
     """Drives an experiment under an epoch until it is over, or somebody else does."""
     yield
     world.disk.drivers[me.host, experiment_id] = (me, epoch)
-    driver = _Driver(world, me, experiment_id, epoch)
+    driver = Driver(world, me, experiment_id, epoch)
     world.spawn("watch", me.host, lambda it: driver.watch(), parent=me)
     try:
         yield from driver.run()
@@ -42,12 +45,15 @@ def drive(world: World, me: Process, experiment_id: str, epoch: int) -> Steps:
     driver.end_trials()
 
 
-class _Driver:
+class Driver:
+    """An experiment's, under one epoch."""
+
     def __init__(self, world: World, me: Process, experiment_id: str, epoch: int) -> None:
         self.world, self.me, self.id, self.epoch = world, me, experiment_id, epoch
         self.spec: ExperimentSpec = world.read(
             lambda work: ExperimentSpec.model_validate(work.experiments.get(experiment_id).spec)
         )
+        self.promotes = promotes(self.spec)
         self.live: dict[str, Process] = {}
         self.stopping: ExperimentState | None = None
 
@@ -55,7 +61,7 @@ class _Driver:
         yield from self.persist(
             lambda work: work.trials.lose_runs(self.id, epoch=self.epoch, reason="its driver was lost", counts=False)
         )
-        yield from self.decide_batches()
+        yield from self.settle_waiting()
         while self.live or not (self.stopping or self.is_finished()):
             yield
             while self.me.inbox:
@@ -87,7 +93,7 @@ class _Driver:
     def is_finished(self) -> bool:
         with self.world.store.read() as work:
             history = work.trials.history(self.id)
-            return not work.trials.unsettled(self.id) and rules.propose(self.spec, len(history), history) is None
+            return not work.trials.unsettled(self.id) and rules.next_of(self.spec, history) is None
 
     def settle(self, work: Any) -> None:
         state = work.experiments.get(self.id).state
@@ -110,9 +116,7 @@ class _Driver:
     def start_next(self) -> Steps:
         def propose(work: Any) -> Any:
             return work.trials.propose(
-                self.id,
-                epoch=self.epoch,
-                choose=lambda number, history: rules.propose(self.spec, number, history),
+                self.id, epoch=self.epoch, choose=lambda number, history: rules.next_of(self.spec, history)
             )
 
         if len(self.live) >= _MAX_CONCURRENT:
@@ -122,10 +126,32 @@ class _Driver:
                 pass
         waiting = self.world.read(lambda work: work.trials.waiting(self.id))
         trial = next((trial for trial in waiting if _is_ready(trial)), None)
+        if trial is None and self.promotes:
+            trial = yield from self.persist(self.promote)
         if trial is None and not self.spec.synchronous:
             trial = yield from self.persist(propose)
+        if trial is None and self.promotes and not self.live:
+            trial = yield from self.persist(lambda work: self.promote(work, is_last=True))
+            if trial is None:
+                yield from self.persist(self.dismiss)
         if trial is not None:
             yield from self.start(trial)
+
+    def promote(self, work: Any, *, is_last: bool = False) -> Any:
+        """The trial that a free place goes to, None if there is none."""
+        work.experiments.hold(self.id, self.epoch)
+        live = {run.trial_id for run in work.runs.live(self.id)}
+        verdicts = promoted(self.spec, work.trials.history(self.id), live=live, is_last=is_last)
+        for trial_id, rung, decision in verdicts:
+            work.rungs.decide(trial_id, rung, decision, epoch=self.epoch)
+        return work.trials.get(verdicts[0].trial_id) if verdicts else None
+
+    def dismiss(self, work: Any) -> None:
+        """Ends what waits for a promotion that will not come."""
+        work.experiments.hold(self.id, self.epoch)
+        for trial_id, rung, decision in never_promoted(self.spec, work.trials.history(self.id)):
+            work.rungs.decide(trial_id, rung, decision, epoch=self.epoch)
+        self.prune_stopped(work)
 
     def start(self, trial: Any) -> Steps:
         world = self.world
@@ -134,9 +160,8 @@ class _Driver:
             if checkpoint is None or world.disk.checkpoints[checkpoint.folder][2] == "whole":
                 break
             yield from self.persist(lambda work, id=checkpoint.id: work.checkpoints.discard(id, epoch=self.epoch))
-        stop_step = None
-        if self.spec.synchronous and len(trial.rungs) < len(rules.RUNG_STEPS):
-            stop_step = rules.RUNG_STEPS[len(trial.rungs)]
+        ancestry = world.read(lambda work: rules.ancestry(work, trial))
+        stop_step = rules.next_stop(self.spec, trial, begin=ancestry[-1][1])
         run = yield from self.persist(
             lambda work: work.runs.start(
                 trial.id,
@@ -146,12 +171,13 @@ class _Driver:
             )
         )
         world.disk.spools[run.id] = []
+        if checkpoint is None and trial.parent_checkpoint_id is not None:
+            checkpoint = world.read(lambda work: work.checkpoints.get(trial.parent_checkpoint_id))
         folder = None if checkpoint is None else checkpoint.folder
-        rate = rules.learning_rate_of(trial)
         self.live[run.id] = world.spawn(
             "trial",
             self.me.host,
-            lambda it: train(world, it, self.me, run.id, rate, resume_from=folder, stop_step=stop_step),
+            lambda it: train(world, it, self.me, run.id, ancestry, begins_at=folder, stop_step=stop_step),
             parent=self.me,
         )
 
@@ -168,7 +194,7 @@ class _Driver:
             else:
                 if not goes_on or report.kind in ("finished", "stopped"):
                     self.forget(report.run_id)
-                    yield from self.decide_batches()
+                    yield from self.settle_waiting()
         self.world.send(report.sender, (report.number, goes_on))
 
     def record(self, work: Any, report: Report) -> bool:
@@ -195,10 +221,10 @@ class _Driver:
                 rung=report.rung,
                 tokens=tokens,
                 value=value,
-                decide=None if self.spec.synchronous else rules.decide,
+                decide=rules.on_arrival(self.spec, trial, report.rung, begin=rules.ancestry(work, trial)[-1][1]),
             )
             if rung.decision is RungDecision.STOP:
-                self.end_run(work, run, RunState.PRUNED, cause=Cause.ASHA)
+                self.end_run(work, run, RunState.PRUNED, cause=Cause(self.spec.scheduler.kind))
                 self.prune(work, trial.id, rung)
                 return False
         if report.kind == "finished":
@@ -228,7 +254,7 @@ class _Driver:
             trial_id,
             epoch=self.epoch,
             state=TrialState.PRUNED,
-            cause=Cause.ASHA,
+            cause=Cause(self.spec.scheduler.kind),
             reason=rung.explanation,
             objective=rung.value,
             objective_tokens=rung.tokens,
@@ -247,22 +273,46 @@ class _Driver:
                 )
             finally:
                 self.forget(run_id)
-            yield from self.decide_batches()
+            yield from self.settle_waiting()
 
-    def decide_batches(self) -> Steps:
-        if not self.spec.synchronous:
-            return
+    def settle_waiting(self) -> Steps:
+        """Decides on what has arrived as a whole; what waits for a place is decided on when there is one."""
+        waits = self.spec.synchronous or self.spec.replicas > 1 or self.spec.scheduler.kind == "pbt"
+        if waits and not self.stopping:
+            yield from self.persist(self.decide_waiting)
 
-        def change(work: Any) -> None:
-            work.experiments.hold(self.id, self.epoch)
-            for trial_id, rung, decision in rules.due(work.trials.history(self.id)):
-                work.rungs.decide(trial_id, rung, decision, epoch=self.epoch)
-            for trial in work.trials.waiting(self.id):
-                if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP:
-                    self.prune(work, trial.id, trial.rungs[-1])
+    def decide_waiting(self, work: Any) -> None:
+        work.experiments.hold(self.id, self.epoch)
+        live = {run.trial_id for run in work.runs.live(self.id)}
+        verdicts, copies = rules.settled(self.spec, work.trials.history(self.id), live)
+        for copy in copies:
+            self.add(work, copy)
+        for trial_id, rung, decision in verdicts:
+            work.rungs.decide(trial_id, rung, decision, epoch=self.epoch)
+        self.prune_stopped(work)
 
-        if not self.stopping:
-            yield from self.persist(change)
+    def add(self, work: Any, copy: Copy) -> None:
+        """Adds the trial that goes on from its parent's checkpoint at a rung in place of one that ends."""
+        tokens = rules.RUNG_STEPS[copy.rung] * rules.STEP_TOKENS
+        (checkpoint,) = {
+            found.step: found for found in work.checkpoints.of_trial(copy.parent.id) if found.tokens == tokens
+        }.values()
+        number = len(work.trials.history(self.id))
+        work.trials.insert(
+            self.id,
+            number=number,
+            kind=TrialKind.SEARCH,
+            label=None,
+            batch=None,
+            epoch=self.epoch,
+            sequence=work.experiments.next_sequence(self.id),
+            proposal=rules.copied(self.spec, copy.parent, checkpoint, number),
+        )
+
+    def prune_stopped(self, work: Any) -> None:
+        for trial in work.trials.waiting(self.id):
+            if trial.rungs and trial.rungs[-1].decision is RungDecision.STOP:
+                self.prune(work, trial.id, trial.rungs[-1])
 
     def forget(self, run_id: str) -> None:
         self.live.pop(run_id, None)
@@ -277,18 +327,18 @@ def train(
     me: Process,
     driver: Process,
     run_id: str,
-    rate: float,
+    ancestry: rules.Ancestry,
     *,
-    resume_from: str | None,
+    begins_at: str | None,
     stop_step: int | None,
 ) -> Steps:
     """Trains from a checkpoint or from the start, reporting at rungs, to the end or until it is told otherwise."""
-    step, state = 0, rules.state_after(rate, 0)
-    if resume_from is not None:
-        step, state, status = world.disk.checkpoints[resume_from]
+    step, state = 0, rules.state_after(ancestry, 0)
+    if begins_at is not None:
+        step, state, status = world.disk.checkpoints[begins_at]
         if status != "whole":
             return  # It reads the checksums first, and ends; what starts it again goes back further.
-        if state != rules.state_after(rate, step):
+        if state != rules.state_after(ancestry, step):
             world.violation("I5", f"run {run_id} went on from another state than an undisturbed one has")
     number = 0
 
@@ -321,7 +371,7 @@ def train(
         if not (yield from tell("progress", rung)):
             return
     while step < rules.NUM_STEPS and step != stop_step and not me.stop:
-        step, state = step + 1, rules.advance(state)
+        step, state = step + 1, rules.advance(ancestry, state)
         world.disk.spools[run_id].append((step, state))
         yield
         for rung in (index for index, rung_step in enumerate(rules.RUNG_STEPS) if rung_step == step):

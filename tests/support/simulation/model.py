@@ -15,7 +15,7 @@ from orchestrator.errors import Fenced, IdempotencyKeyReused, IllegalTransition,
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState, check_transition, is_terminal
 from orchestrator.store.clock import LeaseTime
-from orchestrator.store.records import Decision, Page, Proposal, RungDecision, Submission
+from orchestrator.store.records import Decision, Page, Proposal, RungDecision, Submission, TrialKind
 from tests.support.simulation.records import Checkpoint, Event, Experiment, Run, Rung, Trial, copied
 
 T = TypeVar("T")
@@ -296,19 +296,40 @@ class Trials(_Repository):
         if proposal is None:
             return None
         spec = self._work.experiments.get(experiment_id).spec
-        trial = Trial(
-            self._work.new_id("trl"),
+        trial_id = self.insert(
             experiment_id,
-            number,
-            number // spec["batch_size"] if spec["synchronous"] else None,
-            dict(proposal.params),
-            self._work.experiments.next_sequence(experiment_id),
-            epoch,
+            number=number,
+            kind=TrialKind.SEARCH,
+            label=None,
+            batch=number // spec["replicas"] // spec["batch_size"] if spec["synchronous"] else None,
+            epoch=epoch,
+            sequence=self._work.experiments.next_sequence(experiment_id),
+            proposal=proposal,
         )
+        return self.get(trial_id)
+
+    def insert(
+        self,
+        experiment_id: str,
+        *,
+        number: int,
+        kind: TrialKind,
+        label: str | None,
+        batch: int | None,
+        epoch: int,
+        sequence: int,
+        proposal: Proposal,
+    ) -> str:
+        trial = Trial(
+            self._work.new_id("trl"), experiment_id, number, batch, dict(proposal.params), sequence, epoch, kind
+        )
+        trial.point, trial.replica = proposal.point, proposal.replica
+        if proposal.parent is not None:
+            trial.parent_trial_id, trial.parent_checkpoint_id = proposal.parent.trial_id, proposal.parent.id
         self._work.add("trials", trial.id, trial)
-        data = {"number": number, "kind": trial.kind.value, "label": None, "params": trial.params}
+        data = {"number": number, "kind": kind.value, "label": label, "params": trial.params}
         self._work.say("trial.proposed", data, of=experiment_id, trial_id=trial.id)
-        return trial
+        return trial.id
 
     def history(self, experiment_id: str) -> tuple[Any, ...]:
         return tuple(row for row in self._work.rows("trials") if row.experiment_id == experiment_id)
@@ -537,8 +558,15 @@ class Checkpoints(_Repository):
         found = [row for row in self._work.rows("checkpoints") if row.trial_id == trial_id and row.state == "committed"]
         return max(found, key=lambda row: (row.tokens, row.id), default=None)
 
+    def get(self, checkpoint_id: str) -> Any:
+        return self._work.find("checkpoints", checkpoint_id)
+
+    def of_trial(self, trial_id: str) -> tuple[Any, ...]:
+        found = [row for row in self._work.rows("checkpoints") if row.trial_id == trial_id and row.state == "committed"]
+        return tuple(sorted(found, key=lambda row: (row.tokens, row.id)))
+
     def discard(self, checkpoint_id: str, *, epoch: int) -> None:
-        row = self._work.find("checkpoints", checkpoint_id)
+        row = self.get(checkpoint_id)
         self._work.experiments.hold(self._work.runs.get(row.run_id).experiment_id, epoch)
         self._work.change("checkpoints", checkpoint_id, state="deleting")
 

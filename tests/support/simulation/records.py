@@ -56,6 +56,12 @@ class Trial:
     objective_tokens: int | None = None
     num_retries: int = 0
     rungs: "tuple[Rung, ...]" = ()
+    point: int | None = None
+    replica: int | None = None
+    parent_trial_id: str | None = None
+    parent_checkpoint_id: str | None = None
+    summary: None = None
+    further_values: None = None
 
 
 @dataclass
@@ -89,6 +95,8 @@ class Rung:
     sequence: int
     decision: RungDecision | None
     explanation: str | None
+    trial_kind: TrialKind = TrialKind.SEARCH
+    at_ms: int = 0
 
 
 @dataclass

@@ -73,6 +73,7 @@ class World:
 
     def __init__(self, seed: int, *, is_faulty: bool = True) -> None:
         self.seed = seed
+        self.faults: tuple[str, ...] = FAULTS
         self.rng = random.Random(seed)
         self.is_faulty = is_faulty
         self.store: Any = None
@@ -207,7 +208,7 @@ class World:
                 receiver.inbox.append(message)
 
     def _break_something(self) -> None:
-        what = self.rng.choice(_FAULTS)
+        what = self.rng.choice(self.faults)
         self.trace.append(("fault", what))
         if what == "ray":
             self.ray = ServiceState.ABSENT
@@ -239,7 +240,7 @@ class World:
                 self.kill(self.rng.choice(victims))
 
 
-_FAULTS = (
+FAULTS = (
     "api",
     "daemon",
     "daemon",

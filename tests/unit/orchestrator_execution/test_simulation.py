@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.states import ExperimentState, TrialState, check_transition, is_terminal
-from tests.support.simulation import model, processes
+from orchestrator.states import Cause, ExperimentState, TrialState, check_transition, is_terminal
+from orchestrator.store.records import RungDecision
+from tests.support.simulation import driver, model, processes, rules
+from tests.support.simulation.records import copied
 from tests.support.simulation.simulate import simulate
 from tests.support.simulation.world import Process, Steps, World
 
@@ -31,12 +33,14 @@ def test_same_seed_is_the_same_history() -> None:
 
 
 def test_histories_hold_what_they_are_about() -> None:
-    """Takeovers, two daemons, prunings, lost trials and cancels all happen, or the rest would prove nothing."""
+    """Takeovers, two daemons, prunings of all kinds, lost trials and cancels happen, or nothing would be proved."""
     outcomes = [simulate(seed) for seed in range(300)]
     happened = {word for outcome in outcomes for entry in outcome.trace for word in entry if isinstance(word, str)}
     assert {"Launch", "EndDriver", "Cancel", "Pause", "StartService", "Fenced", "a", "b"} <= happened
-    states = {row[2] for outcome in outcomes for table in outcome.tables for row in table}
+    rows = [row for outcome in outcomes for table in outcome.tables for row in table]
+    states = {row[2] for row in rows}
     assert {TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED, TrialState.CANCELLED} <= states
+    assert {Cause.ASHA, Cause.HYPERBAND, Cause.PBT} <= {row[3] for row in rows}
 
 
 def no_fencing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -112,6 +116,49 @@ def terminal_trial_retried(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
+def promotion_forgotten(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A takeover forgets the promotions of trials that had not gone on yet: they were in the driver's memory only."""
+    lose_runs = model.Trials.lose_runs
+
+    def forgetful(self: model.Trials, experiment_id: str, **options: Any) -> Any:
+        for trial in self.waiting(experiment_id):
+            if trial.rungs and trial.rungs[-1].decision is RungDecision.CONTINUE:
+                undecided = copied(trial.rungs[-1])
+                undecided.decision = undecided.explanation = None
+                self._work.change("trials", trial.id, rungs=(*trial.rungs[:-1], undecided))
+        return lose_runs(self, experiment_id, **options)
+
+    monkeypatch.setattr(model.Trials, "lose_runs", forgetful)
+    return {"kind": "promote", "synchronous": False, "num_steps": 400}
+
+
+def copies_after_the_decision(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What goes on in place of the worst of a population is added in a transaction after the one that ends them."""
+    settle_waiting = driver.Driver.settle_waiting
+
+    def in_two_steps(self: driver.Driver) -> Steps:
+        copies: list[Any] = []
+        self.add = lambda work, copy: copies.append(copy)
+        yield from settle_waiting(self)
+        del self.add
+        for copy in copies:
+            yield from self.persist(lambda work, copy=copy: self.add(work, copy))
+
+    monkeypatch.setattr(driver.Driver, "settle_waiting", in_two_steps)
+    return {"kind": "population", "synchronous": False, "max_retries": 100, "num_steps": 400}
+
+
+def lucky_seed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What becomes of a trial is decided on its own seed."""
+    on_arrival = rules.on_arrival
+    monkeypatch.setattr(
+        rules,
+        "on_arrival",
+        lambda spec, *rest, **named: on_arrival(spec.model_copy(update={"replicas": 1}), *rest, **named),
+    )
+    return {"kind": "seeds", "synchronous": False, "num_trials": 2, "num_steps": 400}
+
+
 @pytest.mark.parametrize(
     ("bug", "invariant"),
     [
@@ -120,6 +167,9 @@ def terminal_trial_retried(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (rung_forgotten, "I7"),
         (told_twice, "I7"),
         (terminal_trial_retried, "I2"),
+        (promotion_forgotten, "I7"),
+        (copies_after_the_decision, "I7"),
+        (lucky_seed, "I7"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
