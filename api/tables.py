@@ -221,7 +221,8 @@ def validation_view(validation: Validation) -> RenderableType:
     ):
         table.add_row(name, f"{_estimated(estimated)}  ({estimated.basis})")
     for device in validation.devices:
-        name = f"{device.num_nodes} x {device.cpus:g} CPUs, {device.gpus:g} GPUs, {device.memory_gib:.3g} GiB"
+        each = "" if device.gpu_memory_gib is None else f" of {device.gpu_memory_gib:.3g} GiB"
+        name = f"{device.num_nodes} x {device.cpus:g} CPUs, {device.gpus:g} GPUs{each}, {device.memory_gib:.3g} GiB"
         table.add_row("fits on", f"{name}: {device.num_fitting} of {device.num_tried} points tried")
     for phase in validation.phases:
         table.add_row("search", f"{phase.num_points} {phase.what}")

@@ -7,7 +7,7 @@ constants, so that a hostile document (deep, huge, a grid of 10^9 points) is ans
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.capacity import Capacity
+from orchestrator.capacity import Capacity, memory_place
 from orchestrator.errors import InfeasiblePoint, SpecProblem, SpecRejected
 from orchestrator.objective import START, WORST, LastValue, ValueAt
 from orchestrator.parsing import parse_spec, suggestion
@@ -68,7 +68,7 @@ def admit(document: object, *, capacity: Capacity | None) -> Admitted:
     problems += replica_problems(spec)
     problems += _resource_problems(spec, capacity)
     problems += _baseline_problems(spec, capacity, warnings)
-    problems += _memory_problems(spec.base, capacity, "/base/model")
+    problems += _memory_problems(spec, spec.base, capacity, "/base/model")
     problems += _start_problems(spec.base, "/base/start/path")
     warnings += _router_warnings(spec.base)
     if not problems:
@@ -310,22 +310,26 @@ def _baseline_problems(spec: ExperimentSpec, capacity: Capacity | None, warnings
         found += _objective_problems(spec, config, pointer((*place, "set")))
         if "start.path" in baseline.set or "start" in baseline.set:
             found += _start_problems(config, pointer((*place, "set")))
-        found += _memory_problems(config, capacity, pointer((*place, decisive)))
+        found += _memory_problems(spec, config, capacity, pointer((*place, decisive)))
     return found
 
 
-def _memory_problems(config: TrainConfig, capacity: Capacity | None, at: str) -> list[SpecProblem]:
+def _memory_problems(
+    spec: ExperimentSpec, config: TrainConfig, capacity: Capacity | None, at: str
+) -> list[SpecProblem]:
+    """Said of a configuration whose workers find the memory they need nowhere: on no GPU if they take one, else on no
+    host."""
     if capacity is None:
         return []
-    needed, available = memory_estimate(config).total_gib, capacity.largest_memory_gib
+    needed, available = memory_estimate(config).total_gib, capacity.most_memory_gib(spec.resources)
     if needed <= available:
         return []
     return [
         SpecProblem(
             pointer=at,
             code="does_not_fit",
-            message=f"one worker needs about {needed:.3g} GiB, the largest node has {available:.3g} GiB; make the "
-            "model or micro_batch_size smaller",
+            message=f"one worker needs about {needed:.3g} GiB, {memory_place(spec.resources)} has {available:.3g} GiB; "
+            "make the model or micro_batch_size smaller",
             given=f"{needed:.3g} GiB",
             allowed=f"at most {available:.3g} GiB",
         )

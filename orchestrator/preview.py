@@ -81,12 +81,18 @@ class SampledPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFit:
-    """How many of the points that were tried fit on the nodes of one kind."""
+    """How many of the points that were tried fit on the nodes of one kind: on their GPUs if a trial takes some.
+
+    Attributes:
+        memory_gib: of the host.
+        gpu_memory_gib: of one GPU; None where it is not known, and points are taken to fit.
+    """
 
     num_nodes: int
     cpus: float
     gpus: float
     memory_gib: float
+    gpu_memory_gib: float | None
     num_fitting: int
     num_tried: int
 
@@ -198,11 +204,12 @@ def _sampled(spec: ExperimentSpec, point: dict[str, Scalar], capacity: Capacity 
             memory_gib=None,
         )
     size, memory = model_size(config.model), memory_estimate(config).total_gib
-    too_large = capacity is not None and memory > capacity.largest_memory_gib
+    too_large = capacity is not None and memory > capacity.most_memory_gib(spec.resources)
+    place = "GPU" if spec.resources.gpus_per_worker else "node"
     return SampledPoint(
         params=point,
         config=config,
-        problem=f"it needs about {memory:.3g} GiB, more than any node has" if too_large else None,
+        problem=f"it needs about {memory:.3g} GiB, more than any {place} has" if too_large else None,
         total_parameters=size.total,
         active_parameters=size.active,
         flops_per_token=flops_per_token(config.model, seq_len=config.data.seq_len),
@@ -211,18 +218,22 @@ def _sampled(spec: ExperimentSpec, point: dict[str, Scalar], capacity: Capacity 
 
 
 def device_fits(spec: ExperimentSpec, capacity: Capacity | None) -> tuple[DeviceFit, ...]:
-    """The nodes of the cluster by kind, largest memory first, and how many of the points tried fit there."""
+    """The nodes of the cluster by kind, most memory for a worker first, and how many of the points tried fit there."""
     if capacity is None:
         return ()
     memories = [sampled.memory_gib for sampled in _tried(spec, capacity) if sampled.memory_gib is not None]
-    kinds = sorted(set(capacity.nodes), key=lambda node: (-node.memory_gib, -node.gpus, -node.cpus))
+    kinds = sorted(
+        set(capacity.nodes),
+        key=lambda node: (-node.worker_memory_gib(spec.resources), -node.memory_gib, -node.gpus, -node.cpus),
+    )
     return tuple(
         DeviceFit(
             num_nodes=capacity.nodes.count(node),
             cpus=node.cpus,
             gpus=node.gpus,
             memory_gib=node.memory_gib,
-            num_fitting=sum(memory <= node.memory_gib for memory in memories),
+            gpu_memory_gib=node.gpu_memory_gib or None,
+            num_fitting=sum(memory <= node.worker_memory_gib(spec.resources) for memory in memories),
             num_tried=len(memories),
         )
         for node in kinds

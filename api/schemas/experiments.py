@@ -200,12 +200,15 @@ class SampledPoint(Answer):
 
 
 class DeviceFit(Answer):
-    """How many of the points that were tried fit on the nodes of one kind, by the memory of the node."""
+    """How many of the points that were tried fit on the nodes of one kind: by the memory of the node, or of its GPUs if
+    a trial takes some."""
 
     num_nodes: int
     cpus: float
     gpus: float
     memory_gib: float
+    gpu_memory_gib: float | None
+    """Of one GPU; null where it is not known, and points are taken to fit."""
     num_fitting: int
     num_tried: int
 

@@ -32,6 +32,29 @@ _OBJECT_STORE_BYTES = 128 * 1024**2
 _STOP_GRACE_S = 3.0
 _PROBE_TIMEOUT_S = 40.0
 _PR_SET_PDEATHSIG = 1
+_GPU_TYPE = "accelerator_type:"
+_GPU_MEMORY_GIB = {
+    "K80": 12.0,
+    "P4": 8.0,
+    "P100": 16.0,
+    "T4": 16.0,
+    "V100": 32.0,
+    "A10G": 24.0,
+    "L4": 24.0,
+    "L40S": 48.0,
+    "A100": 80.0,
+    "A100-40G": 40.0,
+    "A100-80G": 80.0,
+    "RTX-PRO-6000": 96.0,
+    "H20": 96.0,
+    "H100": 96.0,
+    "H200": 141.0,
+    "B200": 192.0,
+    "GB200": 192.0,
+    "B300": 288.0,
+    "GB300": 288.0,
+}
+"""As their makers state it, by the names of `ray.util.accelerators`."""
 _ADDRESS = re.compile(r"ray start --address='([^']+)'")
 _MAX_SOCKET_FOLDER = 40
 """Characters: Ray's socket paths below it have to stay under the 107 that the system allows."""
@@ -44,6 +67,8 @@ class Node:
     cpus: float
     gpus: float
     memory_gib: float
+    gpu_memory_gib: float = 0.0
+    """The most that a GPU of the node's type has; 0 where the type is not known."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +178,16 @@ def _session_folder(root: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"evenload-{os.getuid()}-{name}"
 
 
+def gpu_memory_gib(resources: Mapping[str, float]) -> float:
+    """Memory of one GPU by the type that Ray reports for the node; 0 without a type that is known here.
+
+    Of a type that was sold with several sizes it is the largest, since what it is used for is to refuse what can never
+    fit.
+    """
+    types = [name.removeprefix(_GPU_TYPE) for name in resources if name.startswith(_GPU_TYPE)]
+    return max((_GPU_MEMORY_GIB.get(name, 0.0) for name in types), default=0.0)
+
+
 def _report_nodes(address: str) -> None:
     # Whoever asks may be killed, and a head that is gone is waited for without end: nobody would end this process.
     signal.alarm(int(_PROBE_TIMEOUT_S))
@@ -167,6 +202,7 @@ def _report_nodes(address: str) -> None:
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
             memory_gib=node["Resources"].get("memory", 0.0) / 1024**3,
+            gpu_memory_gib=gpu_memory_gib(node["Resources"]),
         )
         for node in ray.nodes()
         if node["Alive"]

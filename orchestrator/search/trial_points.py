@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.capacity import Capacity
+from orchestrator.capacity import Capacity, memory_place
 from orchestrator.errors import InfeasiblePoint, SpecProblem
 from orchestrator.parsing import follow, parse_domain, strict_json
 from orchestrator.screening import pointer
@@ -113,9 +113,12 @@ def _why_not(spec: ExperimentSpec, point: dict[str, Scalar], capacity: Capacity 
         config = resolve(spec, point)
     except InfeasiblePoint as error:
         return str(error)
-    if capacity is not None and (needed := memory_estimate(config).total_gib) > capacity.largest_memory_gib:
-        return f"it needs about {needed:.3g} GiB, the largest node has {capacity.largest_memory_gib:.3g} GiB"
-    return None
+    if capacity is None:
+        return None
+    needed, available = memory_estimate(config).total_gib, capacity.most_memory_gib(spec.resources)
+    if needed <= available:
+        return None
+    return f"it needs about {needed:.3g} GiB, {memory_place(spec.resources)} has {available:.3g} GiB"
 
 
 def _num_parameters(domain: Any) -> int:

@@ -208,6 +208,21 @@ def test_mistake_is_named_at_its_place(pointer: str, value: Any, code: str, at: 
     assert says in found[0].message
 
 
+def test_model_too_large_for_every_gpu_is_refused_however_large_the_hosts_are() -> None:
+    nodes = (
+        NodeCapacity(cpus=8, gpus=0, memory_gib=1024),
+        NodeCapacity(cpus=8, gpus=1, memory_gib=1024, gpu_memory_gib=0.001),
+    )
+    on_gpu = {"resources": {"gpus_per_worker": 1}}
+    (problem,) = problems_of(experiment_document(**on_gpu), Capacity(nodes=nodes))
+    assert (problem.code, problem.pointer) == ("does_not_fit", "/base/model")
+    assert "the largest GPU has 0.001 GiB" in problem.message
+    assert admit(experiment_document(), capacity=Capacity(nodes=nodes)).spec.resources.gpus_per_worker == 0
+    # What the host lacks does not matter to a worker on a GPU.
+    roomy = NodeCapacity(cpus=8, gpus=1, memory_gib=0.001, gpu_memory_gib=80)
+    assert admit(experiment_document(**on_gpu), capacity=Capacity(nodes=(roomy,))).warnings == []
+
+
 def test_every_mistake_is_named_not_only_the_first() -> None:
     document = changed("/base/model/moe/topk", 2)
     document["base"]["optimizer"]["lr"] = "x"

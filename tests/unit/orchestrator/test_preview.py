@@ -116,6 +116,25 @@ def test_range_of_trials_and_fit_count_what_was_tried() -> None:
     assert fits[0].num_fitting == fits[0].num_tried > 0 == fits[1].num_fitting
 
 
+def test_points_of_trials_on_gpus_fit_by_the_memory_of_the_gpu() -> None:
+    spec = experiment_spec(space=TOP_K, resources={"gpus_per_worker": 1})
+    nodes = (
+        node(8.0),
+        node(1e-6, gpus=1.0, gpu_memory_gib=16.0),
+        node(8.0, gpus=1.0),
+        node(8.0, gpus=1.0, gpu_memory_gib=1e-6),
+    )
+    fits = device_fits(spec, Capacity(nodes=nodes))
+    assert [(fit.gpus, fit.gpu_memory_gib, fit.num_fitting > 0) for fit in fits] == [
+        (1, None, True),
+        (1, 16.0, True),
+        (1, 1e-6, False),
+        (0, None, False),
+    ]
+    small = sampled_points(spec, Capacity(nodes=(nodes[0], nodes[3])))
+    assert all("more than any GPU has" in (point.problem or "") for point in small if point.config is not None)
+
+
 def test_device_hours_are_those_of_all_workers() -> None:
     capacity = Capacity(nodes=(node(64.0, gpus=4.0, cpus=16.0),))
     spec = experiment_spec(resources={"num_workers": 2, "gpus_per_worker": 1})
