@@ -74,7 +74,10 @@ class Shelf:
 
     def tidy(self, trial: TrialRecord) -> None:
         """Deletes what the trial no longer needs, see `KeptCheckpoints`; soon, if its checkpoints are large."""
-        if self._is_large(trial.id):
+        checkpoints, keep = self._kept(trial)
+        if all(checkpoint.id in keep for checkpoint in checkpoints):
+            return
+        if self._is_large_folder(checkpoints[-1]):
             self._tidied = self._reader.submit(self._tidy_later, trial)
         else:
             self._tidy(trial)
@@ -86,10 +89,7 @@ class Shelf:
             logger.warning("checkpoints of trial %s are tidied up another time: %s", trial.id, error)
 
     def _tidy(self, trial: TrialRecord) -> None:
-        with self._database.read() as work:
-            checkpoints = work.checkpoints.of_trial(trial.id)
-            pinned = work.forks.pinned(trial.id)
-        keep = pinned | kept(self._spec, trial, checkpoints)
+        checkpoints, keep = self._kept(trial)
         if all(checkpoint.id in keep for checkpoint in checkpoints):
             return
         for checkpoint in reversed(checkpoints):
@@ -102,6 +102,13 @@ class Shelf:
                 lambda work, id=checkpoint.id: work.checkpoints.release(id, epoch=self._epoch)
             ):
                 shutil.rmtree(self._root / checkpoint.folder, ignore_errors=True)
+
+    def _kept(self, trial: TrialRecord) -> tuple[tuple[CheckpointRecord, ...], frozenset[str]]:
+        """The trial's committed checkpoints, fewest tokens first, and the ids of those that are needed."""
+        with self._database.read() as work:
+            checkpoints = work.checkpoints.of_trial(trial.id)
+            pinned = work.forks.pinned(trial.id) if checkpoints else frozenset()
+        return checkpoints, pinned | kept(self._spec, trial, checkpoints)
 
     def sweep(self, trial: TrialRecord) -> None:
         """Deletes checkpoint folders of an ended trial that no row stands for."""
@@ -122,8 +129,9 @@ class Shelf:
     def _is_large(self, trial_id: str) -> bool:
         with self._database.read() as work:
             checkpoint = work.checkpoints.newest(trial_id)
-        if checkpoint is None:
-            return False
+        return checkpoint is not None and self._is_large_folder(checkpoint)
+
+    def _is_large_folder(self, checkpoint: CheckpointRecord) -> bool:
         try:
             return sum(path.stat().st_size for path in (self._root / checkpoint.folder).iterdir()) > self._large_bytes
         except OSError:

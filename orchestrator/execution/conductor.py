@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from orchestrator import home as layout
 from orchestrator.capacity import NodeCapacity
@@ -29,7 +29,16 @@ from orchestrator.search.visible import without_added
 from orchestrator.search.waiting import next_wait, promotes, waits_at_rungs
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, TrialState, is_terminal
-from orchestrator.store.records import Proposal, RungDecision, RunRecord, TrialKind, TrialRecord
+from orchestrator.store.clock import now_ms
+from orchestrator.store.queue import Standings
+from orchestrator.store.records import (
+    CheckpointRecord,
+    Proposal,
+    RungDecision,
+    RunRecord,
+    TrialKind,
+    TrialRecord,
+)
 from orchestrator.store.session import Database
 from orchestrator.store.trials import Remembered
 from orchestrator.store.work import Work
@@ -44,6 +53,7 @@ _STORE_PATIENCE_S = 60.0
 """How long the database may be away before the driver gives up; training waits meanwhile and loses nothing."""
 _ASK_INTERVAL_S = 0.25
 """From one question for a place to the next, while there is none and none of our runs ends."""
+_LAST_WORDS = ("finished", "stopped", "failed")
 _STOPPED_BY_USER = "stopped by the user"
 _STOP_FILE = "stop"
 _EXIT_FENCED = 76
@@ -75,6 +85,29 @@ class Places:
     """Of the cluster, where the `ray` service does not tell; () gives places without regard to other experiments."""
 
 
+class Segment(NamedTuple):
+    """How far a trial's next run goes.
+
+    Attributes:
+        config: of the trial.
+        rungs: where it reports to be judged, in training tokens; () if it does at seconds.
+        timed: those seconds.
+        first_timed: the first of these rungs that the trial has not passed.
+        wait: the rung at which the run ends, None if it is to run on.
+    """
+
+    config: TrainConfig
+    rungs: tuple[int, ...]
+    timed: tuple[float, ...]
+    first_timed: int
+    wait: int | None
+
+    @property
+    def stop_at_tokens(self) -> int | None:
+        """Where the run ends, in training tokens."""
+        return None if self.wait is None or self.timed else self.rungs[self.wait]
+
+
 class Conductor:
     """Drives one experiment under one epoch. Safe to call from the driver's two threads.
 
@@ -102,6 +135,8 @@ class Conductor:
         self._waiting_room = WaitingRoom(recorder=self._recorder)
         self._lock = threading.RLock()
         self._live: dict[str, RunRecord] = {}
+        self._started: dict[str, int] = {}  # live runs that have said that they train, and when; not written yet
+        self._shelved: set[str] = set()  # live runs of trials that may have checkpoints
         self._nothing_new = False
         self._asks_again_at = 0.0
         self._wants_run = True
@@ -155,8 +190,14 @@ class Conductor:
                 return Next.FINISHED
             if self._nothing_new or len(self._live) >= self._places.max_concurrent:
                 return Next.WAIT
+            if time.monotonic() < self._asks_again_at:
+                return Next.WAIT
+            if not self.spec.synchronous and not promotes(self.spec):
+                begun = self._begin_new()
+                if begun is not None:
+                    return begun
             # Others have their turns too. Ours is asked for first, so that a proposal knows what is known by then.
-            if time.monotonic() < self._asks_again_at or not self._may_start():
+            if not self._may_start():
                 return Next.WAIT
             if self.spec.synchronous:
                 # A batch is decided as a whole, so it has to be there as a whole before any of it arrives.
@@ -187,6 +228,10 @@ class Conductor:
             run = self._live.get(run_id)
             if run is None:
                 return False
+            if report.kind == "started":
+                # Nothing follows from it, so it need not be on disk by itself: it is written with what comes next.
+                self._started[run_id] = now_ms()
+                return True
             try:
                 goes_on = self._take(run, report)
             except Fenced as error:
@@ -194,7 +239,7 @@ class Conductor:
                 logger.info("run %s has ended meanwhile: %s", run_id, error)
                 self._forget(run_id)
                 return False
-            if not goes_on or report.kind in ("finished", "stopped", "failed"):
+            if not goes_on or report.kind in _LAST_WORDS:
                 self._forget(run_id)
                 self._settle_waiting()
             return goes_on
@@ -212,12 +257,18 @@ class Conductor:
             reason = problem or "its process ended without a last word"
             counts = self._stopping is None
 
+            def change(work: Work) -> None:
+                self._note_started(work, run)
+                self._recorder.record_lost(work, run_id, reason=reason, counts=counts)
+
             try:
-                self.persist(lambda work: self._recorder.record_lost(work, run_id, reason=reason, counts=counts))
+                self.persist(change)
             except Fenced:
                 self._leave_if_fenced()
+            has_checkpoints = run_id in self._shelved
             self._forget(run_id)
-            self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
+            if has_checkpoints:
+                self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
             self._settle_waiting()
 
     def stop(self, why: Stopping) -> None:
@@ -257,7 +308,8 @@ class Conductor:
 
         Returns the experiment's state.
         """
-        runs = self.live_runs()
+        with self._lock:
+            runs, started = tuple(self._live.values()), dict(self._started)
         progress = {run.id: read_json(self.folder(run) / "progress.json") for run in runs}
 
         def change(work: Work) -> ExperimentState:
@@ -265,6 +317,8 @@ class Conductor:
             live = {run.id for run in work.runs.live(self.experiment_id)}
             for run in runs:
                 if run.id in live:
+                    if run.id in started:
+                        self._recorder.record_started(work, run.id, at_ms=started[run.id])
                     if progress[run.id] is not None:
                         work.runs.progress(run.id, epoch=self.epoch, progress=progress[run.id] or {})
                     self._recorder.record_events(work, run)
@@ -274,6 +328,8 @@ class Conductor:
         state = self.persist(change)
         self._obey()
         with self._lock:
+            for run_id in started:
+                self._started.pop(run_id, None)
             # Somebody may have added a trial.
             self._nothing_new = False
         return state
@@ -308,57 +364,110 @@ class Conductor:
 
     def _may_start(self) -> bool:
         """Whether there is a place for a run of ours. Tells the others that we would take one."""
-        standings = self._read(lambda work: work.queue.standings(nodes=self._places.nodes, asking=self.experiment_id))
+        if self._has_place(self._read(self._standings)):
+            return True
+        self._wait_for_place()
+        return False
+
+    def _standings(self, work: Work) -> Standings:
+        return work.queue.standings(nodes=self._places.nodes, asking=self.experiment_id)
+
+    def _has_place(self, standings: Standings) -> bool:
         verdict = standings.verdicts.get(self.experiment_id)
         if verdict is None or verdict.num_starts:
             return True
-        if not self._live and standings.num_left.get(self.experiment_id) == 0:
-            return True  # to find that there is nothing left to start
+        # To find that there is nothing left to start.
+        return not self._live and standings.num_left.get(self.experiment_id) == 0
+
+    def _wait_for_place(self) -> None:
         self._want(True)
         self._asks_again_at = time.monotonic() + _ASK_INTERVAL_S
-        return False
 
     def _want(self, wants_run: bool) -> None:
         if wants_run != self._wants_run:
             self._wants_run = wants_run
             self.persist(lambda work: work.queue.want(self.experiment_id, epoch=self.epoch, wants_run=wants_run))
 
+    def _begin_new(self) -> RunRequest | Next | None:
+        """Starts a run of a new trial, in the transaction that proposes it; None if that is not what comes next."""
+
+        def change(work: Work) -> TrialRecord | tuple[Segment, RunRecord] | Next:
+            work.experiments.hold(self.experiment_id, self.epoch)
+            standings = self._standings(work)
+            if not self._has_place(standings):
+                return Next.WAIT
+            if any(map(self._is_ready, work.trials.waiting(self.experiment_id))):
+                return Next.FINISHED
+            trial = self._ask(work)
+            if trial is None:
+                return Next.FINISHED
+            if trial.state is TrialState.INFEASIBLE:
+                return trial
+            verdict = work.queue.turn(self.experiment_id, epoch=self.epoch, nodes=self._places.nodes, known=standings)
+            if not verdict.num_starts:
+                return Next.WAIT
+            work.queue.took(self.experiment_id)
+            segment = self._segment(trial)
+            return segment, work.runs.add(trial, epoch=self.epoch, stop_at_tokens=segment.stop_at_tokens)
+
+        while isinstance(begun := self.persist(change), TrialRecord):
+            logger.info("trial %d is infeasible: %s", begun.number, begun.reason)
+        if begun is Next.WAIT:
+            self._wait_for_place()
+        if isinstance(begun, Next):
+            return None if begun is Next.FINISHED else begun
+        return self._begun(*begun, None)
+
     def _start(self, trial: TrialRecord) -> RunRequest | Next:
-        config = TrainConfig.model_validate(trial.config)
-        rungs, timed = rung_tokens(self.spec, config), rung_seconds(self.spec)
-        wait = next_wait(self.spec, trial, config, rungs or timed)
-        stop_at = None if wait is None or timed else rungs[wait]
-        checkpoint = self._shelf.newest_whole(trial.id)
+        segment = self._segment(trial)
+        checkpoint = None if trial.started_at_ms is None else self._shelf.newest_whole(trial.id)
 
         def change(work: Work) -> RunRecord | None:
             verdict = work.queue.turn(self.experiment_id, epoch=self.epoch, nodes=self._places.nodes)
-            if not verdict.num_starts or is_terminal(work.trials.get(trial.id).state):
+            there = work.trials.held(trial.id, self.epoch)
+            if not verdict.num_starts or is_terminal(there.state):
                 return None
             work.queue.took(self.experiment_id)
-            return work.runs.start(trial.id, epoch=self.epoch, resume_from=checkpoint, stop_at_tokens=stop_at)
+            return work.runs.add(there, epoch=self.epoch, resume_from=checkpoint, stop_at_tokens=segment.stop_at_tokens)
 
         run = self.persist(change)
         if run is None:  # somebody else was faster, or the trial was stopped; it waits, or is not asked for again
             return Next.WAIT
+        return self._begun(segment, run, checkpoint)
+
+    def _segment(self, trial: TrialRecord) -> Segment:
+        config = TrainConfig.model_validate(trial.config)
+        rungs, timed = rung_tokens(self.spec, config), rung_seconds(self.spec)
+        return Segment(
+            config=config,
+            rungs=rungs,
+            timed=timed,
+            first_timed=trial.rungs[-1].rung + 1 if timed and trial.rungs else 0,
+            wait=next_wait(self.spec, trial, config, rungs or timed),
+        )
+
+    def _begun(self, segment: Segment, run: RunRecord, checkpoint: CheckpointRecord | None) -> RunRequest:
         self._wants_run = True
         self._live[run.id] = run
+        if run.number:
+            self._shelved.add(run.id)
         self._leave_spec()
         logger.info(
             "run %s of trial %d starts%s",
             run.id,
-            trial.number,
+            run.trial_number,
             "" if checkpoint is None else f" from step {checkpoint.step}",
         )
         return RunRequest(
             run_id=run.id,
-            config=config,
+            config=segment.config,
             folder=str(self.folder(run)),
             resume_from=None if checkpoint is None else str(self._root / checkpoint.folder),
-            rung_tokens=rungs,
-            stop_at_tokens=stop_at,
-            rung_seconds=timed,
-            first_timed_rung=trial.rungs[-1].rung + 1 if timed and trial.rungs else 0,
-            stop_at_timed_rung=wait if timed else None,
+            rung_tokens=segment.rungs,
+            stop_at_tokens=segment.stop_at_tokens,
+            rung_seconds=segment.timed,
+            first_timed_rung=segment.first_timed,
+            stop_at_timed_rung=segment.wait if segment.timed else None,
             cache_folder=str(layout.token_cache_folder(self._root)),
             start_root=str(self._root),
             num_workers=self.spec.resources.num_workers,
@@ -381,6 +490,12 @@ class Conductor:
 
     def _propose(self) -> TrialRecord | None:
         """The next trial that can run; None if there is none now, or none any more."""
+        while (trial := self.persist(self._ask)) is not None and trial.state is TrialState.INFEASIBLE:
+            logger.info("trial %d is infeasible: %s", trial.number, trial.reason)
+        return trial
+
+    def _ask(self, work: Work) -> TrialRecord | None:
+        """The next trial, recorded, feasible or not; None if there is none now, or none any more."""
 
         def choose(number: int, history: Sequence[TrialRecord]) -> Proposal | None:
             if self.spec.replicas > 1:
@@ -389,15 +504,7 @@ class Conductor:
                 return None
             return self._proposal(number, history)
 
-        while True:
-            trial = self.persist(
-                lambda work: work.trials.propose(
-                    self.experiment_id, epoch=self.epoch, choose=choose, remembered=self._remembered
-                )
-            )
-            if trial is None or trial.state is not TrialState.INFEASIBLE:
-                return trial
-            logger.info("trial %d is infeasible: %s", trial.number, trial.reason)
+        return work.trials.propose(self.experiment_id, epoch=self.epoch, choose=choose, remembered=self._remembered)
 
     def _proposal(self, number: int, history: Sequence[TrialRecord]) -> Proposal | None:
         past = past_of(self.spec, history, warm=self._warm)
@@ -405,6 +512,7 @@ class Conductor:
 
     def _take(self, run: RunRecord, report: RunReport) -> bool:
         def change(work: Work) -> bool:
+            self._note_started(work, run)
             if report.kind == "stopped" and self._stopping is Stopping.CANCEL:
                 self._recorder.record_cancelled(work, run.id, report, reason=Stopping.CANCEL.value)
                 return True
@@ -423,8 +531,18 @@ class Conductor:
             return self._recorder.record(work, run.id, report)
 
         goes_on = self.persist(change)
-        self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
+        self._started.pop(run.id, None)
+        if report.checkpoint is not None:
+            self._shelved.add(run.id)
+        # A trial without checkpoints has nothing to tidy up, and while no new one comes it needs those it has.
+        if report.checkpoint is not None or ((not goes_on or report.kind in _LAST_WORDS) and run.id in self._shelved):
+            self._shelf.tidy(self._read(lambda work: work.trials.get(run.trial_id)))
         return goes_on
+
+    def _note_started(self, work: Work, run: RunRecord) -> None:
+        """Writes that the run trains, if it has said so and nothing was written since."""
+        if run.id in self._started:
+            self._recorder.record_started(work, run.id, at_ms=self._started[run.id])
 
     def _propose_replica(self, history: Sequence[TrialRecord]) -> Proposal | None:
         """The next seed of the point that was opened last, else the first one of a new point."""
@@ -472,6 +590,8 @@ class Conductor:
 
     def _forget(self, run_id: str) -> None:
         self._live.pop(run_id, None)
+        self._started.pop(run_id, None)
+        self._shelved.discard(run_id)
         self._nothing_new = False
         self._asks_again_at = 0.0
 

@@ -47,11 +47,11 @@ class Recorder:
         Raises:
             Fenced: the run is not live any more.
         """
-        run = work.runs.hold_live(run_id, self.epoch)
-        trial = work.trials.get(run.trial_id)
         if report.kind == "started":
-            work.runs.running(run.id, epoch=self.epoch, environment=read_json(self.folder(run) / "environment.json"))
+            self.record_started(work, run_id)
             return True
+        run = self._hold_live(work, run_id)
+        trial = work.trials.get(run.trial_id)
         self._record_checkpoint(work, run, report)
         if report.evaluation is not None:
             figures = {domain: evaluation.model_dump() for domain, evaluation in report.evaluation.items()}
@@ -78,8 +78,8 @@ class Recorder:
         objective, objective_tokens = self._objective(work, trial.id, report)
         if report.kind == "finished":
             self._end_run(work, run, RunState.COMPLETED)
-            work.trials.settle(
-                trial.id,
+            work.trials.settle_held(
+                trial,
                 epoch=self.epoch,
                 state=TrialState.COMPLETED,
                 objective=objective,
@@ -91,8 +91,8 @@ class Recorder:
         elif report.kind == "stopped" and report.cause == "stop_rule":
             reason = report.message or "no message"
             self._end_run(work, run, RunState.PRUNED, cause=Cause.STOP_RULE, reason=reason)
-            work.trials.settle(
-                trial.id,
+            work.trials.settle_held(
+                trial,
                 epoch=self.epoch,
                 state=TrialState.PRUNED,
                 cause=Cause.STOP_RULE,
@@ -108,8 +108,8 @@ class Recorder:
             cause = Cause(report.cause or "error")
             reason = report.message or "no message"
             self._end_run(work, run, RunState.FAILED, cause=cause, reason=reason)
-            work.trials.settle(
-                trial.id,
+            work.trials.settle_held(
+                trial,
                 epoch=self.epoch,
                 state=TrialState.FAILED,
                 cause=cause,
@@ -118,22 +118,32 @@ class Recorder:
             )
         return True
 
+    def record_started(self, work: Work, run_id: str, *, at_ms: int | None = None) -> None:
+        """Records that a run's worker trains; again, it changes nothing.
+
+        Args:
+            at_ms: when it said so; now by default.
+        """
+        run = self._hold_live(work, run_id)
+        if run.state is RunState.STARTING:
+            work.runs.begin(run, environment=read_json(self.folder(run) / "environment.json"), at_ms=at_ms)
+
     def record_cancelled(self, work: Work, run_id: str, report: RunReport, *, reason: str) -> None:
         """Records that a run stopped because its experiment is being cancelled."""
-        run = work.runs.hold_live(run_id, self.epoch)
+        run = self._hold_live(work, run_id)
         self._record_checkpoint(work, run, report)
         self._end_run(work, run, RunState.CANCELLED, cause=Cause.USER, reason=reason)
 
     def record_paused(self, work: Work, run_id: str, report: RunReport, *, reason: str) -> None:
         """Records that a run wrote a checkpoint and ended because its experiment is paused; its trial goes on later."""
-        run = work.runs.hold_live(run_id, self.epoch)
+        run = self._hold_live(work, run_id)
         self._record_checkpoint(work, run, report)
         self._end_run(work, run, RunState.COMPLETED, reason=reason)
         work.trials.set_aside(work.trials.get(run.trial_id), reason=reason)
 
     def record_stopped_by_user(self, work: Work, run_id: str, report: RunReport, *, reason: str) -> None:
         """Records that a run stopped because a user asked its trial to: that ends too, with what it came to."""
-        run = work.runs.hold_live(run_id, self.epoch)
+        run = self._hold_live(work, run_id)
         self._record_checkpoint(work, run, report)
         self._end_run(work, run, RunState.PRUNED, cause=Cause.USER, reason=reason)
         self.end_by_user(work, work.trials.get(run.trial_id), reason=reason)
@@ -161,7 +171,7 @@ class Recorder:
             counts: whether this uses up a retry.
             report: its last word, if it had one.
         """
-        run = work.runs.hold_live(run_id, self.epoch)
+        run = self._hold_live(work, run_id)
         if report is not None:
             self._record_checkpoint(work, run, report)
         self.record_events(work, run)
@@ -171,16 +181,15 @@ class Recorder:
         self, work: Work, run: RunRecord, state: RunState, *, cause: Cause | None = None, reason: str = ""
     ) -> None:
         self.record_events(work, run)
-        if work.runs.get(run.id).state is RunState.STARTING and state not in (RunState.FAILED, RunState.CANCELLED):
-            work.runs.running(run.id, epoch=self.epoch)
-        work.runs.settle(
-            run.id,
-            epoch=self.epoch,
-            state=state,
-            cause=cause,
-            reason=reason,
-            progress=read_json(self.folder(run) / "progress.json"),
-        )
+        if run.state is RunState.STARTING and state not in (RunState.FAILED, RunState.CANCELLED):
+            run = work.runs.begin(run)
+        progress = read_json(self.folder(run) / "progress.json")
+        work.runs.end(run, state, cause=cause, reason=reason, progress=progress)
+
+    def _hold_live(self, work: Work, run_id: str) -> RunRecord:
+        """The live run, read once: its experiment is known, and held before."""
+        work.experiments.hold(self.experiment_id, self.epoch)
+        return work.runs.hold_live(run_id, self.epoch)
 
     def _record_checkpoint(self, work: Work, run: RunRecord, report: RunReport) -> None:
         if report.checkpoint is None:

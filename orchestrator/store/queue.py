@@ -18,7 +18,7 @@ from orchestrator.states import ExperimentState, TrialState
 from orchestrator.store.experiments import LONGEST_LEASE_MS
 from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
 from orchestrator.store.records import TrialKind
-from orchestrator.store.repository import Repository
+from orchestrator.store.repository import LIVE, Repository
 
 # Any number that nothing else in the database locks.
 _TURN_LOCK = 0x65766F
@@ -31,8 +31,6 @@ _ACTIVE = (
     ExperimentState.CANCELLING,
 )
 _OPEN = (TrialState.QUEUED.value, TrialState.RUNNING.value, TrialState.RETRYING.value)
-_LIVE = text("runs.state IN ('starting', 'running')")
-"""As in the condition of the index over live runs."""
 _MAX_KNOWN = 1000
 # Built once: building a statement takes longer than running it.
 _STANDING = (
@@ -53,7 +51,7 @@ _STANDING = (
 _NUM_RUNNING = (
     select(TrialRow.experiment_id, func.count())
     .join(RunRow, RunRow.trial_id == TrialRow.id)
-    .where(_LIVE, TrialRow.experiment_id.in_(bindparam("experiments", expanding=True)))
+    .where(LIVE, TrialRow.experiment_id.in_(bindparam("experiments", expanding=True)))
     .group_by(TrialRow.experiment_id)
 )
 _TOOK = (

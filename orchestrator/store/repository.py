@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from orchestrator.errors import IllegalTransition, NotFound
 from orchestrator.states import ExperimentState, RunState, State, TrialState, check_transition
@@ -16,6 +16,9 @@ _ROWS: dict[type[State], tuple[str, type[ExperimentRow] | type[TrialRow] | type[
     TrialState: ("trial", TrialRow),
     RunState: ("run", RunRow),
 }
+
+LIVE = text("runs.state IN ('starting', 'running')")
+"""Of a run that has not ended; written as in the condition of the index over live runs."""
 
 
 class Repository:

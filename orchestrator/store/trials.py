@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, bindparam, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, RowMapping, bindparam, exists, func, insert, or_, select, update
 
 from orchestrator.errors import IllegalTransition
 from orchestrator.states import Cause, RunState, TrialState, is_terminal
@@ -12,7 +12,7 @@ from orchestrator.store.finite import finite_json, finite_number
 from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
 from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor, page
 from orchestrator.store.records import Page, Proposal, RungDecision, RungRecord, RunRecord, TrialKind, TrialRecord
-from orchestrator.store.repository import Repository, missing
+from orchestrator.store.repository import LIVE, Repository, missing
 
 _OPEN = (TrialState.QUEUED, TrialState.RUNNING, TrialState.RETRYING)
 # Built once: building a statement takes longer than running it.
@@ -21,12 +21,7 @@ _BY_ID = _ALL.where(TrialRow.id == bindparam("id"))
 _NEXT_NUMBER = select(func.coalesce(func.max(TrialRow.number) + 1, 0)).where(
     TrialRow.experiment_id == bindparam("experiment")
 )
-_LIVE_RUN = (
-    select(RunRow.id, RunRow.state)
-    .where(RunRow.trial_id == bindparam("trial"), text("runs.state IN ('starting', 'running')"))
-    .limit(1)
-)
-"""With the condition of the index over live runs."""
+_LIVE_RUN = select(RunRow.id, RunRow.state).where(RunRow.trial_id == bindparam("trial"), LIVE).limit(1)
 _INSERT = (
     insert(TrialRow)
     .values(
@@ -150,8 +145,10 @@ class Trials(Repository):
 
     def waiting(self, experiment_id: str) -> tuple[TrialRecord, ...]:
         """The trials that have not ended and have no live run: what a driver has to start, in order of number."""
-        live = {run.trial_id for run in self._work.runs.live(experiment_id)}
-        return tuple(trial for trial in self.unsettled(experiment_id) if trial.id not in live)
+        runs = exists().where(RunRow.trial_id == TrialRow.id, LIVE)
+        return self._records(
+            TrialRow.experiment_id == experiment_id, TrialRow.state.in_([state.value for state in _OPEN]), ~runs
+        )
 
     def settle(
         self,
