@@ -169,20 +169,27 @@ def spike_score(series: Sequence[float], *, window: int = 1000, k: float = 7.0, 
     Two-sided. Source: OLMo et al. 2024 (OLMo 2), arXiv:2501.00656, section 3.2 (window 1000, 7 sigma); ours also scores
     the start of a series, from `min_window` values on, and says how many values that concerns.
     """
-    if not 2 <= min_window <= window:
-        raise ValueError(f"min_window={min_window} must lie in 2..{window} (window={window})")
-    values = np.asarray(series, dtype=np.float64)
-    num_spikes = 0
-    for index in range(min_window, len(values)):
-        before = values[max(0, index - window) : index]
-        mean = before.mean()
-        sigma = max(before.std(), SCORE_SIGMA_FLOOR * abs(mean), _TINY)
-        # "not below" so that a NaN or an infinity counts.
-        num_spikes += not abs(values[index] - mean) < k * sigma
-    num_scored = max(0, len(values) - min_window)
+    num_spikes = len(scored_spikes(series, window=window, k=k, min_window=min_window))
+    num_scored = max(0, len(series) - min_window)
     return SpikeScore(
         percent=100.0 * num_spikes / num_scored if num_scored else 0.0,
         num_spikes=num_spikes,
         num_scored=num_scored,
         num_partial=min(num_scored, window - min_window),
     )
+
+
+def scored_spikes(series: Sequence[float], *, window: int = 1000, k: float = 7.0, min_window: int = 64) -> list[int]:
+    """Return the indices of the values that `spike_score` counts."""
+    if not 2 <= min_window <= window:
+        raise ValueError(f"min_window={min_window} must lie in 2..{window} (window={window})")
+    values = np.asarray(series, dtype=np.float64)
+    found = []
+    for index in range(min_window, len(values)):
+        before = values[max(0, index - window) : index]
+        mean = before.mean()
+        sigma = max(before.std(), SCORE_SIGMA_FLOOR * abs(mean), _TINY)
+        # "not below" so that a NaN or an infinity counts.
+        if not abs(values[index] - mean) < k * sigma:
+            found.append(index)
+    return found
