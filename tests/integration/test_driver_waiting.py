@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ from rich.console import Console, RenderableType
 from api.answers import experiment_summaries
 from api.comparison import comparison
 from api.tables import comparison_view
-from orchestrator.search.promote import promoted
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
-from orchestrator.store.records import RungDecision, TrialRecord
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState
+from orchestrator.store.records import RungDecision
 from orchestrator.store.session import Database
+from tests.support.replay import promotions_not_replayed
 from tests.support.sweeps import ASHA, play, script, sqlite_database, submit, sweep_document, table, take_over
 from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
@@ -134,37 +133,17 @@ def test_I7_recorded_order_replays_every_promotion(database: Database, tmp_path:
     experiment_id = submit(database, document)
     play(take_over(database, tmp_path, experiment_id, max_concurrent=3))
     with database.read() as work:
-        trials = {trial.id: trial for trial in work.trials.history(experiment_id)}
-        events = work.events.after(0, experiment_id=experiment_id, limit=1000)
+        trials = work.trials.history(experiment_id)
+        events = list(work.events.after(0, experiment_id=experiment_id, limit=1000))
     spec = ExperimentSpec.model_validate(document)
-    known: dict[str, TrialRecord] = {}
-    live: set[str] = set()
-    num_promoted = 0
-    for event in events:
-        trial = trials.get(event.trial_id or "")
-        if trial is None:
-            continue
-        if event.kind == "trial.proposed":
-            assert promoted(spec, list(known.values()), live=live) == [], "a new trial only where none may go on"
-            known[trial.id] = replace(trial, state=TrialState.RUNNING, finished_at_ms=None, rungs=())
-        elif event.kind == "run.state":
-            (live.discard if event.data["to"] in ("completed", "pruned") else live.add)(trial.id)
-        elif event.kind == "trial.state" and is_terminal(TrialState(event.data["to"])):
-            known[trial.id] = replace(trial, rungs=known[trial.id].rungs)
-        elif event.kind == "rung.arrived":
-            arrived = next(rung for rung in trial.rungs if rung.rung == event.data["rung"])
-            rungs = (*known[trial.id].rungs, replace(arrived, decision=None, explanation=None))
-            known[trial.id] = replace(known[trial.id], rungs=rungs)
-        elif event.kind == "rung.decided":
-            decided = next(rung for rung in trial.rungs if rung.rung == event.data["rung"])
-            if decided.decision is RungDecision.CONTINUE:
-                is_last = "nothing more comes" in (decided.explanation or "")
-                (verdict,) = promoted(spec, list(known.values()), live=live, is_last=is_last)
-                assert (verdict.trial_id, verdict.rung) == (trial.id, decided.rung)
-                assert verdict.decision.explanation == decided.explanation
-                num_promoted += 1
-            known[trial.id] = replace(known[trial.id], rungs=(*known[trial.id].rungs[:-1], decided))
-    assert num_promoted >= 4
+    promotions = [rung for trial in trials for rung in trial.rungs if rung.decision is RungDecision.CONTINUE]
+    assert len(promotions) >= 4
+    assert list(promotions_not_replayed(spec, trials, events)) == []
+    # It would be seen: before the last arrival that came before it the first promotion is one too early.
+    decided = next(place for place, event in enumerate(events) if event.kind == "rung.decided")
+    arrived = max(place for place, event in enumerate(events[:decided]) if event.kind == "rung.arrived")
+    events.insert(arrived, events.pop(decided))
+    assert list(promotions_not_replayed(spec, trials, events)) != []
 
 
 def test_paused_trial_keeps_the_checkpoints_of_its_rungs_and_says_why_it_waits(

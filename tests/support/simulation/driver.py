@@ -136,6 +136,9 @@ class Driver:
                 yield from self.persist(self.dismiss)
         if trial is not None:
             yield from self.start(trial)
+        elif not self.live:
+            # One that ended in the last look at those that wait may be what the others waited for.
+            yield from self.settle_waiting()
 
     def promote(self, work: Any, *, is_last: bool = False) -> Any:
         """The trial that a free place goes to, None if there is none."""
