@@ -41,6 +41,7 @@ from trainer.checkpoint_tensors import (
     put_update,
     update_tensors,
 )
+from trainer.code_state import code_fingerprint
 from trainer.config import TrainConfig
 from trainer.config.fork import flat
 from trainer.durable import commit, fsync_path, temporary_name
@@ -104,6 +105,7 @@ def save_checkpoint(
             "tokens": step * config.step_tokens,
             "config_fingerprint": config.fingerprint(),
             "data_fingerprint": data_fingerprint,
+            "code_fingerprint": code_fingerprint(),
             "world_size": world_size,
             "num_threads": torch.get_num_threads(),
             "torch_version": str(torch.__version__),
@@ -131,17 +133,22 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     update: nn.Module | None = None,
+    any_code: bool = False,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Verify a checkpoint, put its tensors into `model`, `optimizer` and `update`, return its manifest and state.
 
+    With `any_code`, what other code wrote is taken, too.
+
     Raises:
         CheckpointInvalid: see `verify_checkpoint`; also if its tensors are not those of the model.
-        ResumeMismatch: it is of another config or of other data; the message names each difference.
+        ResumeMismatch: it is of another config, of other data or of other code; the message names each difference.
     """
     manifest = verify_checkpoint(path)
     state = read_state(path)
     _check_same_config(path, manifest, state["config"], config=config)
     check_same_data(path, manifest, data_fingerprint)
+    if not any_code:
+        _check_same_code(path, manifest)
     put_model(path, model)
     tensors, learned = load_optimizer_file(path)
     put_update(path, learned, update_tensors(update))
@@ -194,4 +201,13 @@ def check_same_data(path: Path, manifest: Manifest, data_fingerprint: str) -> No
         raise ResumeMismatch(
             f"{path} was trained on other data (data fingerprint: checkpoint {manifest.data_fingerprint}, "
             f"this run {data_fingerprint}); restore the corpora and tokenizer it was trained on, or start a new run"
+        )
+
+
+def _check_same_code(path: Path, manifest: Manifest) -> None:
+    if manifest.code_fingerprint is not None and manifest.code_fingerprint != code_fingerprint():
+        raise ResumeMismatch(
+            f"{path} was written by other code (code fingerprint: checkpoint {manifest.code_fingerprint}, this process "
+            f"{code_fingerprint()}), so the run would not end as it began; go back to that code (git_commit in "
+            "environment.json, and code.patch), fork from it, or let any code go on with it (train --any-code)"
         )

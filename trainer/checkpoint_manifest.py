@@ -26,6 +26,7 @@ class Manifest:
     Attributes:
         step, tokens: updates done and tokens trained on.
         config_fingerprint, data_fingerprint: of the run that wrote it.
+        code_fingerprint: of the code that wrote it, see `trainer.code_state`; None where it was not noted.
         world_size, num_threads, torch_version: bit-exact resumption holds only where these agree.
         files: name -> (sha256, size in bytes).
         sha256: of the manifest file itself.
@@ -35,6 +36,7 @@ class Manifest:
     tokens: int
     config_fingerprint: str
     data_fingerprint: str
+    code_fingerprint: str | None
     world_size: int
     num_threads: int
     torch_version: str
@@ -123,6 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
             tokens=content["tokens"],
             config_fingerprint=content["config_fingerprint"],
             data_fingerprint=content["data_fingerprint"],
+            code_fingerprint=content.get("code_fingerprint"),
             world_size=content["world_size"],
             num_threads=content["num_threads"],
             torch_version=content["torch_version"],

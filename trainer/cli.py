@@ -71,6 +71,7 @@ CACHE_OPTION = click.option(
 @CONFIG_ARGUMENT
 @OUT_OPTION
 @click.option("--resume", is_flag=True, help="Continue from the newest sound checkpoint in the folder.")
+@click.option("--any-code", is_flag=True, help="With --resume: even if other code wrote the checkpoint.")
 @THREADS_OPTION
 @DEVICE_OPTION
 @CACHE_OPTION
@@ -79,6 +80,7 @@ def train(
     config_name: str,
     out: Path,
     resume: bool,
+    any_code: bool,
     threads: int | None,
     device: str,
     cache: Path | None,
@@ -106,6 +108,7 @@ def train(
         config=config,
         folder=str(out.absolute()),
         resume_from=None if checkpoint is None else str(checkpoint),
+        any_code=any_code,
         cache_folder=str((cache or default_cache_dir()).absolute()),
         use_gpu=device == "cuda" or (device == "auto" and torch.cuda.is_available()),
         num_threads=threads or torch.get_num_threads(),
@@ -154,7 +157,7 @@ def fork(context: click.Context, run: Path, step: int, changes: tuple[str, ...],
     out.mkdir(parents=True, exist_ok=True)
     path = out / "fork.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    context.invoke(train, config_name=str(path), out=out, resume=False, **options)
+    context.invoke(train, config_name=str(path), out=out, resume=False, any_code=False, **options)
 
 
 @main.command()

@@ -33,6 +33,30 @@ class GitState(NamedTuple):
         return hashlib.sha256(self.patch).hexdigest() if self.patch else None
 
 
+COMPUTING_PACKAGES = ("kernels", "trainer")
+"""Packages that decide what a run computes."""
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return a checksum of the source of the packages that decide what a run computes.
+
+    Asked once per process, as `git_state` is. It needs no checkout: a wheel's files of the same version have the same.
+    """
+    return fingerprint_of(CHECKOUT)
+
+
+def fingerprint_of(root: Path) -> str:
+    """Return the sha256 of names and contents of all Python files of `COMPUTING_PACKAGES` in `root`."""
+    digest = hashlib.sha256()
+    for package in COMPUTING_PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
 @cache
 def git_state() -> GitState:
     """Return the commit this process's code came from and how its files differ from it.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.code_state import git_state, installed_packages, package_version
+from trainer.code_state import code_fingerprint, git_state, installed_packages, package_version
 from trainer.config.run import StartReport
 from trainer.durable import write_durably
 from trainer.run_folder import ENVIRONMENT_FILE, PACKAGES_FILE, PATCH_FILE
@@ -28,6 +28,7 @@ def write_environment(
         "git_commit": git.commit,
         "git_dirty": git.dirty,
         "git_diff_sha256": git.patch_sha256,
+        "code_fingerprint": code_fingerprint(),
         "evenload_version": package_version("evenload"),
         "python_version": platform.python_version(),
         "torch_version": str(torch.__version__),

@@ -50,6 +50,7 @@ def train(
     cache_folder: Path,
     start_root: Path | None = None,
     resume_from: Path | None = None,
+    any_code: bool = False,
     rung_tokens: Sequence[int] = (),
     stop_at_tokens: int | None = None,
     rung_seconds: Sequence[float] = (),
@@ -71,6 +72,7 @@ def train(
         cache_folder: where tokenised corpora are kept.
         start_root: what `config.start.path` is relative and confined to; None takes any path.
         resume_from: checkpoint to continue from, in this folder or in that of an earlier run of the trial.
+        any_code: continue from it even if other code wrote it.
         rung_tokens: ascending training tokens at which to evaluate, checkpoint and report a rung.
         stop_at_tokens: training tokens to stop at, with a checkpoint.
         rung_seconds: ascending seconds of training at which to do as at `rung_tokens`; with one worker only, since
@@ -101,6 +103,7 @@ def train(
             cache_folder=cache_folder,
             start_root=start_root,
             resume_from=resume_from,
+            any_code=any_code,
             on_progress=reporter.progress,
         )
         telemetry = training.telemetry

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 COMPARED_ENVIRONMENT = (
     "git_commit",
     "git_diff_sha256",
+    "code_fingerprint",
     "evenload_version",
     "torch_version",
     "python_version",
@@ -143,6 +144,7 @@ def replay(
             config=with_start_found(recorded) if start is None else recorded.config,
             folder=str(scratch),
             resume_from=None if start is None else str(start),
+            any_code=True,  # that it is other code is told, and the comparison says what it changes
             stop_at_tokens=last * recorded.config.step_tokens,
             cache_folder=str(cache_folder),
             num_workers=num_workers or (1 if on_gpu else int(environment.get("world_size", 1))),

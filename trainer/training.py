@@ -51,6 +51,7 @@ class Training:
         cache_folder: where tokenised corpora are kept.
         start_root: what `config.start.path` is relative and confined to; None takes any path.
         resume_from: checkpoint to continue from, or None.
+        any_code: continue from it even if other code wrote it.
         on_progress: called on rank 0 with each progress written.
 
     Attributes:
@@ -75,11 +76,13 @@ class Training:
         cache_folder: Path,
         start_root: Path | None,
         resume_from: Path | None,
+        any_code: bool = False,
         on_progress: OnProgress,
     ) -> None:
         self._config = config
         self._folder = folder
         self._world = world
+        self._any_code = any_code
         self._data = open_data(config, cache_folder=cache_folder)
         self._model = build_model(config.model, seed=config.seed, device=world.device)
         # A resumed run has its weights in the checkpoint, and what they began as in its state.
@@ -306,6 +309,7 @@ class Training:
             model=self._model,
             optimizer=self._optimizer,
             update=self._update,
+            any_code=self._any_code,
         )
         if duration_s is not None:
             state["training_duration_s"] = duration_s

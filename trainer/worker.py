@@ -69,6 +69,7 @@ def run(
                 cache_folder=Path(request.cache_folder),
                 start_root=None if request.start_root is None else Path(request.start_root),
                 resume_from=None if request.resume_from is None else Path(request.resume_from),
+                any_code=request.any_code,
                 rung_tokens=request.rung_tokens,
                 stop_at_tokens=request.stop_at_tokens,
                 rung_seconds=request.rung_seconds,

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.training import DIVERGING, STEP_TOKENS, request, run_training, train_config
-from trainer.checkpoint_manifest import newest_valid_checkpoint
+from tests.support.training import DIVERGING, STEP_TOKENS, by_other_code, request, run_training, train_config
+from trainer.checkpoint_manifest import MANIFEST_FILE, newest_valid_checkpoint
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport
 from trainer.data.shards import default_cache_dir
@@ -138,6 +138,15 @@ def test_damaged_checkpoint_is_not_started_from(recorded: Path, tmp_path: Path):
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert replayed(recorded, tmp_path / "scratch", first_step=14).started_from == 6
+
+
+def test_checkpoint_of_other_code_is_replayed_from(recorded: Path, tmp_path: Path):
+    """What other code makes of it is what a replay is for."""
+    mine = recorded / "checkpoints" / "step-00000012"
+    theirs = by_other_code(mine, tmp_path / "theirs", code_fingerprint="another")
+    (mine / MANIFEST_FILE).write_bytes((theirs / MANIFEST_FILE).read_bytes())
+    verdict = replayed(recorded, tmp_path / "scratch", first_step=14)
+    assert (verdict.identical, verdict.started_from) == (True, 12)
 
 
 def test_part_of_a_run_is_replayed_no_further_than_asked(recorded: Path, tmp_path: Path):

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.training import STEP_TOKENS, Finished, exact_columns, request, run_training, train_config
+from tests.support.training import (
+    STEP_TOKENS,
+    Finished,
+    by_other_code,
+    exact_columns,
+    request,
+    run_training,
+    train_config,
+)
 from trainer.checkpoint_manifest import newest_valid_checkpoint
 from trainer.config import TrainConfig
 
@@ -128,6 +136,18 @@ def test_going_on_in_another_folder_leaves_the_first_as_it_was(tmp_path: Path, w
     assert {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()} == before
     assert_same_results(second, whole)
     assert second.table("scalars")["step"].to_pylist() == list(range(10, NUM_STEPS + 1))
+
+
+def test_other_code_does_not_go_on_with_a_run_unless_any_may(tmp_path: Path, whole: Finished):
+    stopped = run_training(config(), tmp_path / "run", stop_at_tokens=9 * STEP_TOKENS, rung_tokens=RUNGS)
+    assert stopped.last.checkpoint is not None
+    theirs = tmp_path / "step-00000009"
+    by_other_code(Path(stopped.last.checkpoint.folder), theirs, code_fingerprint="another")
+    refused = run_training(config(), tmp_path / "refused", resume_from=str(theirs), rung_tokens=RUNGS)
+    assert (refused.last.kind, refused.last.step) == ("failed", 0)
+    assert "was written by other code (code fingerprint: checkpoint another" in refused.last.message
+    resumed = run_training(config(), tmp_path / "any", resume_from=str(theirs), any_code=True, rung_tokens=RUNGS)
+    assert_same_results(resumed, whole)
 
 
 def test_I3_I4_resume_from_an_older_checkpoint_writes_the_later_steps_anew(tmp_path: Path, whole: Finished):

@@ -1,5 +1,6 @@
 """Tiny runs on real text: a few dozen steps of milliseconds each, and what they leave behind."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from torch import Tensor
 
+from trainer.checkpoint_manifest import MANIFEST_FILE
 from trainer.config import TrainConfig
 from trainer.config.run import RunReport, RunRequest
 from trainer.data.shards import default_cache_dir
+from trainer.sealed import sealed, unsealed
 from trainer.worker import run
 
 DIVERGING = {"optimizer": {"lr": 10.0, "weight_decay": 10.0}}
@@ -116,3 +119,14 @@ def exact_columns(table: pa.Table) -> pa.Table:
         for column in columns
     ]
     return pa.table(dict(zip(names, measured, strict=True)))
+
+
+def by_other_code(checkpoint: Path, to: Path, *, code_fingerprint: str | None) -> Path:
+    """Copies a checkpoint to `to`, with the manifest that code of that fingerprint would have written, or of none."""
+    shutil.copytree(checkpoint, to)
+    content = unsealed((to / MANIFEST_FILE).read_bytes())
+    assert content is not None
+    del content["code_fingerprint"]
+    noted = {} if code_fingerprint is None else {"code_fingerprint": code_fingerprint}
+    (to / MANIFEST_FILE).write_bytes(sealed(content | noted))
+    return to

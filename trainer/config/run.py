@@ -17,6 +17,8 @@ class RunRequest(Section):
     """Absolute path of the run's folder; the run writes nowhere else (besides the token cache)."""
     resume_from: str | None = None
     """Absolute path of a committed checkpoint folder to continue from."""
+    any_code: bool = False
+    """Continue from it even if other code wrote it."""
     rung_tokens: tuple[int, ...] = ()
     """Ascending training tokens at which to evaluate, checkpoint and report a rung."""
     stop_at_tokens: int | None = None

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies
 
-from tests.support.training import train_config
+from tests.support.training import by_other_code, train_config
 from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
 from trainer.checkpoint_manifest import newest_valid_checkpoint, verify_checkpoint
+from trainer.code_state import code_fingerprint
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointInvalid, ResumeMismatch
 from trainer.model.build import build_model
@@ -49,10 +50,10 @@ def save(folder: Path, *, step: int = 3, config: TrainConfig = CONFIG, seed: int
     return path
 
 
-def load(path: Path, *, config: TrainConfig = CONFIG, data_fingerprint: str = "data"):
+def load(path: Path, *, config: TrainConfig = CONFIG, data_fingerprint: str = "data", any_code: bool = False):
     model, optimizer = build(config, seed=99)
     manifest, state = load_checkpoint(
-        path, config=config, data_fingerprint=data_fingerprint, model=model, optimizer=optimizer
+        path, config=config, data_fingerprint=data_fingerprint, model=model, optimizer=optimizer, any_code=any_code
     )
     return model, optimizer, manifest, state
 
@@ -174,6 +175,17 @@ def test_another_config_is_refused_and_every_difference_named_with_both_values(s
 def test_other_data_are_refused_with_both_fingerprints(saved: Path):
     with pytest.raises(ResumeMismatch, match="checkpoint data, this run other"):
         load(saved, data_fingerprint="other")
+
+
+def test_other_code_is_refused_with_both_fingerprints_unless_any_will_do(saved: Path, tmp_path: Path):
+    other = by_other_code(saved, tmp_path / "step-00000003", code_fingerprint="another")
+    with pytest.raises(ResumeMismatch, match=f"checkpoint another, this process {code_fingerprint()}"):
+        load(other)
+    assert load(other, any_code=True)[2].code_fingerprint == "another"
+
+
+def test_checkpoint_from_before_code_was_noted_is_taken(saved: Path, tmp_path: Path):
+    assert load(by_other_code(saved, tmp_path / "step-00000003", code_fingerprint=None))[2].code_fingerprint is None
 
 
 def test_I6_newest_sound_checkpoint_is_found_past_damaged_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.code_state import installed_packages, state_of
+from trainer.code_state import fingerprint_of, installed_packages, state_of
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -70,3 +70,19 @@ def test_packages_are_what_an_import_would_find(tmp_path: Path, monkeypatch: pyt
         (tmp_path / place / f"{name}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
     assert installed_packages.__wrapped__() == ("other==0.1.dev2+cpu", "some-package==2.0")
+
+
+def test_fingerprint_is_of_the_code_that_computes_and_of_nothing_else(checkout: Path):
+    first = fingerprint_of(checkout)
+    for name in ("README.md", "trainer/notes.txt", "api/app.py"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("text\n")
+    assert fingerprint_of(checkout) == first
+    assert fingerprint_of(checkout) == fingerprint_of(checkout.parent / "checkout"), "wherever it lies"
+    (checkout / "trainer" / "loop.py").write_text("two\n")
+    changed = fingerprint_of(checkout)
+    (checkout / "trainer" / "loop.py").rename(checkout / "trainer" / "other.py")
+    renamed = fingerprint_of(checkout)
+    (checkout / "kernels").mkdir()
+    (checkout / "kernels" / "new.py").touch()
+    assert len({first, changed, renamed, fingerprint_of(checkout)}) == 4
