@@ -1,6 +1,8 @@
 """The model of benchmarks that are about what happens beside the training."""
 
-SMALL_MODEL = {
+from typing import Any
+
+SMALL_MODEL: dict[str, Any] = {
     "vocab_size": 1024,
     "dim": 128,
     "num_layers": 2,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from api.comparison import comparison
 from orchestrator.states import Cause, ExperimentState, RunState, TrialState
 from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.series import RunFolder, Source
@@ -80,10 +81,10 @@ def test_trial_starts_from_a_run_of_another_experiment(installation: Installatio
     assert tuned.summary["initial_bits_per_byte"] == trial.summary["bits_per_byte"]
 
 
-def weights(installation: Installation, experiment_id: str) -> bytes:
-    """The bytes of the model in the trial's last checkpoint."""
+def weights(installation: Installation, experiment_id: str, number: int = 0) -> bytes:
+    """The bytes of the model in a trial's last checkpoint."""
     with installation.database.read() as work:
-        checkpoint = work.checkpoints.newest(work.trials.history(experiment_id)[0].id)
+        checkpoint = work.checkpoints.newest(work.trials.history(experiment_id)[number].id)
     assert checkpoint is not None
     return (installation.root / checkpoint.folder / "model.safetensors").read_bytes()
 
@@ -177,3 +178,67 @@ def test_two_experiments_share_the_cluster_and_the_one_that_was_paused_comes_to_
         at_a_time += change
         most = max(most, at_a_time)
     assert most == 2, "the head has two CPUs, and each trial takes one"
+
+
+PROMOTED = sweep_document(
+    num_trials=None,
+    num_steps=24,
+    sampler={"kind": "grid"},
+    space={"optimizer.lr": {"choice": [1e-5, 0.01]}},
+    scheduler={"kind": "asha", "resource": "steps", "min_resource": 8, "reduction_factor": 2, "mode": "promote"},
+    replicas=2,
+)
+"""Two points of two seeds, of which the second one learns; rungs at steps 8 and 16."""
+
+
+def test_promotion_goes_on_from_checkpoints_as_if_nothing_had_been_between_and_seconds_are_rungs_too(
+    installation: Installation,
+) -> None:
+    uninterrupted = {"scheduler": {"kind": "none"}, "space": {"optimizer.lr": {"choice": [0.01]}}}
+    rungs_in_seconds = PROMOTED["scheduler"] | {"resource": "seconds", "min_resource": 0.1, "reduction_factor": 4}
+    in_seconds = {"scheduler": rungs_in_seconds, "replicas": 1, "base": long_base(200)}
+    promoted, whole, timed = (installation.submit(PROMOTED | fields) for fields in ({}, uninterrupted, in_seconds))
+    drivers = {id: installation.start_driver(id) for id in (promoted, whole, timed)}
+    for experiment_id, driver in drivers.items():
+        installation.finish(driver, experiment_id)
+
+    with installation.database.read() as work:
+        trials = work.trials.history(promoted)
+        runs = {trial.number: work.runs.of_trial(trial.id) for trial in trials}
+        undisturbed = work.trials.history(whole)
+        (best, other) = comparison(work, promoted).points
+        in_time = work.trials.history(timed)
+        timed_runs = {trial.number: work.runs.of_trial(trial.id) for trial in in_time}
+    assert [(trial.point, trial.state) for trial in trials] == [
+        (0, TrialState.PRUNED),
+        (0, TrialState.PRUNED),
+        (1, TrialState.COMPLETED),
+        (1, TrialState.COMPLETED),
+    ]
+    for trial, twin in zip(trials[2:], undisturbed, strict=True):
+        assert [run.resumed_from_step for run in runs[trial.number]] == [None, 8, 16]
+        assert trial.config == twin.config
+        assert trial.objective == twin.objective
+        assert weights(installation, promoted, trial.number) == weights(installation, whole, twin.number)
+    # One decision at a rung for both seeds, by their mean.
+    mean = sum(trial.rungs[0].value or 0 for trial in trials[2:]) / 2
+    assert {trial.rungs[0].explanation for trial in trials[2:]} == {
+        f"rank 1 of 2 at rung 0 with {mean:.4f}; the best 1 are promoted"
+    }
+    values = [trial.objective or 0 for trial in trials[2:]]
+    assert values[0] != values[1], "the seeds differ"
+    # Student's t for one degree of freedom; the standard error of two values is half their difference.
+    half = 12.7062 * abs(values[0] - values[1]) / 2
+    assert (best.mean, best.num_completed, other.rank) == (pytest.approx(sum(values) / 2), 2, None)
+    assert (best.low, best.high) == (
+        pytest.approx(best.mean - half, rel=1e-4),
+        pytest.approx(best.mean + half, rel=1e-4),
+    )
+
+    assert sorted(trial.state for trial in in_time) == [TrialState.COMPLETED, TrialState.PRUNED]
+    for trial in in_time:
+        steps = [rung.tokens // STEP_TOKENS for rung in trial.rungs]
+        assert [rung.rung for rung in trial.rungs] == list(range(len(steps)))
+        assert steps, "a step takes a millisecond at least, and 200 of them more than the first rung's 0.1 s"
+        resumed = [run.resumed_from_step for run in timed_runs[trial.number]]
+        assert resumed == [None, *steps] if trial.state is TrialState.COMPLETED else resumed == [None, *steps[:-1]]

@@ -7,47 +7,32 @@ A study of ours is rebuilt from rows for every trial; Optuna's lives in memory f
 import math
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import optuna
 import pytest
 
+from benchmarks.functions import FUNCTIONS, SPACE, Function, excess, suggest, value_of
+from benchmarks.landscapes import BUDGET_STEPS, CURVES, measured, regret
+from benchmarks.search_quality import ARMS, ASHA, OURS, THEIRS
+from benchmarks.simulated_sweep import Ours, Tunes, chosen, document, point_of, simulate
 from orchestrator.search.draw import derived_seed
 from orchestrator.search.propose import propose
+from orchestrator.search.study import study_of
 from orchestrator.spec import ExperimentSpec
+from orchestrator.states import TrialState
 from orchestrator.store.records import TrialRecord
+from orchestrator.store.session import Database
 from tests.support.records import trial_record
 from tests.support.specs import experiment_spec
-
-COEFFICIENT, RATE = "model.moe.balancing.0.coefficient", "optimizer.lr"
-SPACE = {COEFFICIENT: {"float": [0.01, 1.0]}, RATE: {"float": [1e-4, 1e-2], "log": True}}
-
-Function = Callable[[float, float], float]
+from tests.support.sweeps import sqlite_database, submit, take_over
+from trainer.config.run import DomainEvaluation, RunReport, RunRequest
 
 
-def sphere(x: float, y: float) -> float:
-    return (x - 0.3) ** 2 + (y - 0.6) ** 2
-
-
-def branin(x: float, y: float) -> float:
-    """Dixon and Szegoe 1978, scaled to the unit square: three equal minima of 0.3979."""
-    a, b = 15 * x - 5, 15 * y
-    bend = b - 5.1 / (4 * math.pi**2) * a**2 + 5 / math.pi * a - 6
-    return bend**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(a) + 10
-
-
-def valley(x: float, y: float) -> float:
-    """Rosenbrock 1960, from -2 to 2: a bent valley, with its minimum of 0 at (0.75, 0.75)."""
-    a, b = 4 * x - 2, 4 * y - 2
-    return 100 * (b - a**2) ** 2 + (1 - a) ** 2
-
-
-FUNCTIONS = [sphere, branin, valley]
-
-
-def value_of(function: Function, coefficient: float, rate: float) -> float:
-    """The function with both parameters scaled to [0, 1], as the samplers see them."""
-    return function((coefficient - 0.01) / 0.99, math.log10(rate / 1e-4) / 2)
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    yield from sqlite_database(tmp_path)
 
 
 def ours(spec: ExperimentSpec, function: Function, num_trials: int) -> list[TrialRecord]:
@@ -55,10 +40,7 @@ def ours(spec: ExperimentSpec, function: Function, num_trials: int) -> list[Tria
     for number in range(num_trials):
         proposal = propose(spec, number=number, history=history)
         assert proposal is not None
-        coefficient, rate = proposal.params[COEFFICIENT], proposal.params[RATE]
-        assert isinstance(coefficient, float)
-        assert isinstance(rate, float)
-        value = value_of(function, coefficient, rate)
+        value = value_of(function, proposal.params)
         history.append(trial_record(spec, number, proposal.params, objective=value))
     return history
 
@@ -74,9 +56,7 @@ def theirs(
         for number in range(num_trials):
             study.sampler = sampler_of(number)
             trial = study.ask()
-            coefficient = trial.suggest_float(COEFFICIENT, 0.01, 1.0)
-            rate = trial.suggest_float(RATE, 1e-4, 1e-2, log=True)
-            study.tell(trial, value_of(function, coefficient, rate))
+            study.tell(trial, value_of(function, suggest(trial)))
     return study.trials
 
 
@@ -100,7 +80,7 @@ SAMPLERS: dict[str, tuple[dict[str, object], Callable[[int], optuna.samplers.Bas
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", FUNCTIONS.values())
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_points_are_those_of_optuna_run_directly(kind: str, function: Function) -> None:
     fields, sampler, num_trials = SAMPLERS[kind]
@@ -109,7 +89,7 @@ def test_points_are_those_of_optuna_run_directly(kind: str, function: Function) 
     assert [trial.params for trial in ours(spec, function, num_trials)] == [trial.params for trial in direct]
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", FUNCTIONS.values())
 def test_cma_finds_as_good_a_best_as_optunas(function: Function) -> None:
     num_seeds, num_trials = 15, 60
 
@@ -121,9 +101,75 @@ def test_cma_finds_as_good_a_best_as_optunas(function: Function) -> None:
         sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         return min(trial.value for trial in theirs(lambda _: sampler, function, num_trials) if trial.value is not None)
 
-    offset = 0.3979 - 1e-4 if function is branin else 0.0
-    one = [math.log10(best_ours(seed) - offset) for seed in range(num_seeds)]
-    other = [math.log10(best_theirs(seed) - offset) for seed in range(num_seeds)]
+    one = [math.log10(excess(function, best_ours(seed))) for seed in range(num_seeds)]
+    other = [math.log10(excess(function, best_theirs(seed))) for seed in range(num_seeds)]
     # Standard error of the difference of two means; twice it would be exceeded by chance once in 20.
     error = math.sqrt((statistics.variance(one) + statistics.variance(other)) / num_seeds)
     assert abs(statistics.fmean(one) - statistics.fmean(other)) < 2 * error, (one, other)
+
+
+@pytest.mark.parametrize("scheduler", [ASHA, ASHA | {"kind": "hyperband"}], ids=["asha", "hyperband"])
+def test_simulated_sweep_makes_the_trials_that_the_conductor_makes(
+    database: Database, tmp_path: Path, scheduler: dict[str, object]
+) -> None:
+    curve, num_trials = CURVES["crossing"], 14
+    fields = {"sampler": {"kind": "tpe", "num_startup_trials": 5}, "scheduler": scheduler, "num_trials": num_trials}
+    simulated = simulate(Ours(3, **fields), curve, seed=3, num_workers=1, num_steps=num_trials * BUDGET_STEPS)
+
+    def reports(request: RunRequest) -> Iterator[RunReport]:
+        config = request.config
+        rung_at = {config.steps_for_tokens(tokens): rung for rung, tokens in enumerate(request.rung_tokens)}
+        yield RunReport(kind="started", step=0, tokens=0)
+        for step in (*rung_at, BUDGET_STEPS):
+            balancing = config.model.moe.balancing[0].coefficient  # type: ignore[union-attr]
+            values = (config.optimizer.lr, config.optimizer.weight_decay, balancing)
+            point = point_of(dict(zip(document(3)["space"], values, strict=True)))
+            loss = measured(curve, point, step, seed=3)
+            yield RunReport(
+                kind="finished" if step == BUDGET_STEPS else "progress",
+                step=step,
+                tokens=step * config.step_tokens,
+                rung=rung_at.get(step),
+                evaluation={"all": DomainEvaluation(bits_per_byte=loss, loss=loss)},
+            )
+
+    conductor = take_over(database, tmp_path, submit(database, document(3) | fields), max_concurrent=1)
+    while isinstance(request := conductor.next_run(), RunRequest):
+        for report in reports(request):
+            if not conductor.report(request.run_id, report):
+                break
+    with database.read() as work:
+        trials = work.trials.history(conductor.experiment_id)
+    found = [
+        (point_of(trial.params), trial.rungs[-1].tokens // 1024 if trial.state is TrialState.PRUNED else BUDGET_STEPS)
+        for trial in trials
+    ]
+    assert found == [(trial.point, trial.num_steps) for trial in simulated.values()]
+    assert {steps for _, steps in found} > {BUDGET_STEPS}, "some were stopped early"
+
+
+def test_trials_that_tune_stops_are_complete_to_optuna_and_pruned_to_ours() -> None:
+    ours, tunes = Ours(0, sampler={"kind": "tpe"}, scheduler=ASHA), Tunes(0)
+    for side in (ours, tunes):
+        simulate(side, CURVES["overfitting"], seed=0, num_workers=2, num_steps=6 * BUDGET_STEPS)
+    states = optuna.trial.TrialState
+    told = tunes.searcher._ot_study.trials  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    stopped = [trial for trial in told if trial.state.is_finished() and trial.last_step != BUDGET_STEPS - 1]
+    assert len(stopped) > 2
+    assert {trial.state for trial in stopped} == {states.COMPLETE}
+    assert sum(trial.state is TrialState.PRUNED for trial in ours.history) > 2
+    known = study_of(ours.spec, number=len(ours.history), history=ours.history).trials
+    for row, trial in zip(ours.history, known, strict=True):
+        expected = {TrialState.PRUNED: states.PRUNED, TrialState.COMPLETED: states.COMPLETE}
+        assert trial.state is expected.get(row.state, states.RUNNING)
+
+
+def test_asha_with_our_tpe_beats_tunes_where_early_losses_are_lower_than_last_ones() -> None:
+    curve, sums = CURVES["overfitting"], dict.fromkeys((OURS, THEIRS), 0.0)
+    for arm in sums:
+        for seed in range(100, 103):  # others than those of the benchmark
+            trials = simulate(ARMS[arm](seed), curve, seed=seed, num_workers=4, num_steps=20 * BUDGET_STEPS)
+            best = chosen(list(trials.values()), whole_only=True)
+            assert best is not None
+            sums[arm] += regret(curve, best.point)
+    assert sums[OURS] < sums[THEIRS], sums
