@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.experts.activation import Activation, gated_features
+from kernels.experts.activation import Activation, gated_features_
 from kernels.experts.bias import ExpertBiases, add_expert_bias
 from kernels.experts.matmul import GroupedMatmul, grouped_matmul
 
@@ -25,7 +25,7 @@ def grouped_swiglu_torch(
     gate_up_NG = multiply(x_ND.contiguous(), gate_up_weight_E2FD.flatten(1, 2).transpose(1, 2), offsets_E)
     if biases is not None:
         gate_up_NG = add_expert_bias(gate_up_NG, torch.cat((biases.gate_EF, biases.up_EF), dim=1), offsets_E)
-    y_ND = multiply(gated_features(gate_up_NG, activation), down_weight_EFD, offsets_E)
+    y_ND = multiply(gated_features_(gate_up_NG, activation), down_weight_EFD, offsets_E)
     if y_ND.requires_grad:
         # The backward of grouped_mm refuses an expanded gradient (stride 0), which y_ND.sum().backward() would hand it.
         y_ND.register_hook(torch.Tensor.contiguous)

@@ -46,4 +46,4 @@ class _RMSNorm(torch.autograd.Function):
         dy_n = dy * normalised
         dgain = dy_n.flatten(0, -2).sum(0)
         projection = (dy_n @ gain).unsqueeze(-1).div_(-gain.shape[0])
-        return torch.addcmul(dy * gain, normalised, projection).mul_(inverse_rms), dgain, None
+        return (dy * gain).addcmul_(normalised, projection).mul_(inverse_rms), dgain, None

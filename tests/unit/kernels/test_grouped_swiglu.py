@@ -172,3 +172,11 @@ def test_offsets_must_be_int32_one_per_expert() -> None:
         grouped_swiglu(*operands(16, 4), offsets(3, 5, 1, 7).long())
     with pytest.raises(ValueError, match=r"offsets_E has shape \(3,\); expected \(4,\)"):
         grouped_swiglu(*operands(16, 4), offsets(3, 5, 8))
+
+
+def test_a_second_backward_pass_is_refused_as_the_first_one_wrote_over_what_it_needs() -> None:
+    x_ND, gate_up, down = (torch.randn(shape, requires_grad=True) for shape in ((16, 8), (2, 2, 4, 8), (2, 4, 8)))
+    y_ND = grouped_swiglu(x_ND, gate_up, down, torch.tensor([7, 16], dtype=torch.int32))
+    y_ND.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y_ND.sum().backward()
