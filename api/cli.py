@@ -264,7 +264,7 @@ def _shown(client: "Client", experiment_id: str) -> dict[str, Any]:
 @as_json
 def watch(experiment_id: str, after: int, json_: bool) -> None:
     """Events of an experiment as they happen, until it is over."""
-    from api.tables import event_text
+    from api.tables import event_line
 
     with _client() as client:
         for event in client.watch(experiment_id, after=after):
@@ -272,7 +272,9 @@ def watch(experiment_id: str, after: int, json_: bool) -> None:
                 click.echo(event.model_dump_json())
                 continue
             at = time.strftime("%H:%M:%S", time.localtime(event.at_ms / 1000))
-            click.echo(f"{at} {event.id:>6} {event.kind:<22} {event.trial_id or '':<20} {event_text(event.data)}")
+            click.echo(
+                f"{at} {event.id:>6} {event.kind:<22} {event.trial_id or '':<20} {event_line(event.kind, event.data)}"
+            )
 
 
 @cli.command()

@@ -64,6 +64,21 @@ def parameter(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def event_line(kind: str, data: dict[str, Any]) -> str:
+    """What happened, on one line: a sentence for a spike and an alarm, for anything else its data."""
+    if kind == "spike":
+        recovery = data.get("recovery_steps")
+        parts = [
+            f"{data['metric']} {number(data['value'], 4)} at step {data['step']}, z {data['z']:.1f}",
+            "not recovered" if recovery is None else f"recovered after {recovery} step{'s' * (recovery != 1)}",
+            *data.get("order", ()),
+        ]
+        return "; ".join(parts)
+    if kind == "alarm":
+        return f"{data['severity']}, {data['change']} at step {data['step']}: {data['message']}"
+    return " ".join(event_text(data).split())
+
+
 def event_text(data: Any) -> str:
     """An event's data on one line: `to=running number=1`; what is empty is left out."""
     if isinstance(data, dict):

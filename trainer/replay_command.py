@@ -94,6 +94,8 @@ def bundle_command(run: Path, out: Path | None, spec: Path | None, checkpoints: 
         files = write_bundle(run.absolute(), archive, spec=document, with_checkpoints=checkpoints)
     except FileExistsError as error:
         raise ReplayRefused(f"{archive} is there already; choose another --out") from error
+    except OSError as error:
+        raise ReplayRefused(f"{archive} was not written: {error.strerror} ({error.filename})") from error
     except EvenloadError as error:
         raise ReplayRefused(str(error)) from error
     if as_json:

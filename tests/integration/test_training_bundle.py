@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from tests.support.training import STEP_TOKENS, Finished, run_training, train_config
 from trainer.bundle import BundleInvalid, unpack_bundle, write_bundle
+from trainer.cli import main
 from trainer.config import TrainConfig
 from trainer.data.shards import default_cache_dir
 from trainer.fork import local_fork
@@ -184,3 +186,7 @@ def test_commands_write_a_bundle_and_replay_it(finished: Finished, tmp_path: Pat
     again = command("bundle", str(finished.folder), "--out", bundle)
     assert again.returncode == 2
     assert "is there already" in again.stderr
+    nowhere = str(tmp_path / "nowhere" / "run.tar.gz")
+    refused = CliRunner().invoke(main, ["bundle", str(finished.folder), "--out", nowhere])
+    assert refused.exit_code == 2
+    assert f"{nowhere} was not written: No such file or directory" in refused.stderr

@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from api.schemas.comparison import Comparison, ComparisonRow, DomainInformation, DomainScore
 from api.schemas.trials import TrialRead
-from api.tables import comparison_view, count, duration, event_text, params_text, trials_table
+from api.tables import comparison_view, count, duration, event_line, event_text, params_text, trials_table
 from orchestrator.spec import Objective
 from orchestrator.states import Cause, TrialState
 
@@ -53,6 +53,17 @@ def test_parameters_are_named_by_the_end_of_their_path() -> None:
 def test_events_are_one_line() -> None:
     data = {"from": None, "to": "running", "reason": "", "domains": {"all": {"bits_per_byte": 3.456789}}, "ids": [1, 2]}
     assert event_text(data) == "to=running domains=all=bits_per_byte=3.457 ids=[1, 2]"
+
+
+def test_spike_and_alarm_are_sentences_on_one_line_whatever_the_documents_hold() -> None:
+    spike = {"metric": "train/loss", "value": 7.25, "step": 162, "z": 8.06, "recovery_steps": 1, "order": ["a moved"]}
+    spike |= {"previews": [{"text": "two\nlines"}], "document_ids": ["x"]}
+    assert event_line("spike", spike) == "train/loss 7.2500 at step 162, z 8.1; recovered after 1 step; a moved"
+    assert "; not recovered" in event_line("spike", spike | {"recovery_steps": None})
+    assert "after 3 steps" in event_line("spike", spike | {"recovery_steps": 3})
+    alarm = {"severity": "warn", "change": "raised", "step": 13, "message": "load_cv of layer 1 >= 1", "rule": "x"}
+    assert event_line("alarm", alarm) == "warn, raised at step 13: load_cv of layer 1 >= 1"
+    assert event_line("command.stop", {"reason": "two\nlines"}) == "reason=two lines"
 
 
 def trial(**fields: Any) -> TrialRead:
