@@ -249,6 +249,16 @@ def early_table(parts: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def tuner_sentence(parts: dict[str, Any]) -> str:
+    """The part `tuner` in words."""
+    found = parts["tuner"]["result"]
+    return (
+        f"a real `tune.Tuner` with one trial at a time made the same {found['num_trials']} trials, "
+        f"{found['num_stopped_early']} of them stopped early, with {found['num_different'] or 'no'} differences in "
+        "values, steps and last losses"
+    )
+
+
 def _cell(one: dict[str, Any]) -> str:
     return f"{one['mean']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
 
@@ -287,7 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
     if all(part in parts for part in PARTS if part.startswith("direct/")):
         print(direct_table(parts))
     print(early_table(parts))
-    print(json.dumps(parts.get("tuner")))
+    if "tuner" in parts:
+        print(tuner_sentence(parts))
 
 
 if __name__ == "__main__":
