@@ -21,7 +21,7 @@ from orchestrator.samplers import (
     RandomSampler,
     TPESampler,
 )
-from orchestrator.schedulers import HalvingSection, HyperbandScheduler, MedianScheduler, NoScheduler
+from orchestrator.schedulers import HalvingSection, HyperbandScheduler, MedianScheduler, NoScheduler, PBTScheduler
 from orchestrator.search.cma import population_size
 from orchestrator.search.draw import draw
 from orchestrator.search.grid import grid_point, num_search_trials
@@ -120,6 +120,7 @@ def phases(spec: ExperimentSpec) -> tuple[Phase, ...]:
         found.append(Phase(what=f"chosen by {name}", num_points=left - num_random))
     else:
         found += _generations(spec, sampler, left)
+    found.append(Phase(what="changed copies of the best, in place of the worst", num_points=num_copies(spec)))
     return tuple(phase for phase in found if phase.num_points)
 
 
@@ -155,6 +156,8 @@ def rung_previews(spec: ExperimentSpec) -> tuple[RungPreview, ...]:
             for bracket, count in enumerate(arriving)
         ]
         found.append(RungPreview(rung=rung, tokens=at, arriving=_sum(arriving), passing=_sum(brackets)))
+        if isinstance(scheduler, PBTScheduler):
+            brackets = arriving  # copies come in place of those that end
     return tuple(found)
 
 
@@ -169,6 +172,8 @@ def _passing(spec: ExperimentSpec, arriving: float) -> float | None:
             return float(max(1, count // factor)) if count else 0.0
         # The one that arrives as number i goes on if it is among the best max(1, i // factor) of them.
         return sum(max(1, place // factor) / place for place in range(1, count + 1))
+    if isinstance(scheduler, PBTScheduler):
+        return float(count - int(count * scheduler.quantile + 1e-9))
     if isinstance(scheduler, MedianScheduler):
         judged = max(0, count - scheduler.min_trials)
         return count - judged / 2

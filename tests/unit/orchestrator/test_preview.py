@@ -22,6 +22,7 @@ from orchestrator.store.records import RungDecision, RungRecord
 from tests.support.records import rung_record
 from tests.support.specs import experiment_spec
 
+PBT = {"kind": "pbt", "min_tokens": 8192, "interval_tokens": 8192}
 ASHA = {"kind": "asha", "min_tokens": 1024, "reduction_factor": 4}
 TOP_K = {"model.moe.top_k": {"int": [1, 8]}}
 """Of four experts: half of it makes no configuration."""
@@ -42,6 +43,10 @@ def node(memory_gib: float, **fields: float) -> NodeCapacity:
         (
             {"sampler": {"kind": "nsga2", "population_size": 3}, "baselines": [{"name": "base"}]},
             [("baselines", 1), ("the first generation of 3, at random", 3), ("2 generations of children", 5)],
+        ),
+        (
+            {"scheduler": PBT, "num_trials": 8},
+            [("drawn at random", 8), ("changed copies of the best, in place of the worst", 2)],
         ),
         (
             {"sampler": {"kind": "grid"}, "space": {"model.moe.top_k": {"int": [1, 3]}}, "num_trials": None},
@@ -83,6 +88,7 @@ def test_asha_lets_through_what_its_rule_does_on_average() -> None:
             {"scheduler": {"kind": "median", "min_tokens": 8192, "interval_tokens": 8192, "min_trials": 4}},
             [(40, 22)],
         ),
+        ({"scheduler": PBT | {"min_tokens": 4096, "interval_tokens": 4096}}, [(40, 30), (40, 30), (40, 30)]),
     ],
 )
 def test_rungs_of_other_rules(fields: dict[str, Any], expected: list[tuple[float, float | None]]) -> None:
