@@ -145,7 +145,7 @@ def test_other_code_does_not_go_on_with_a_run_unless_any_may(tmp_path: Path, who
     by_other_code(Path(stopped.last.checkpoint.folder), theirs, code_fingerprint="another")
     refused = run_training(config(), tmp_path / "refused", resume_from=str(theirs), rung_tokens=RUNGS)
     assert (refused.last.kind, refused.last.step) == ("failed", 0)
-    assert "was written by other code (code fingerprint: checkpoint another" in refused.last.message
+    assert "was written by other code (code fingerprint: checkpoint another" in str(refused.last.message)
     resumed = run_training(config(), tmp_path / "any", resume_from=str(theirs), any_code=True, rung_tokens=RUNGS)
     assert_same_results(resumed, whole)
 
