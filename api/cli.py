@@ -389,11 +389,13 @@ def _say_answers(answers: "BulkAnswers", json_: bool) -> None:
 
 @cli.command()
 @click.argument("trials", nargs=-1, required=True)
+@_deadline
 @as_json
-def stop(trials: tuple[str, ...], json_: bool) -> None:
+def stop(trials: tuple[str, ...], deadline_s: float | None, json_: bool) -> None:
     """End single TRIALS with what they came to; their experiments go on."""
+    more = {} if deadline_s is None else {"deadline_s": deadline_s}
     with _client() as client:
-        answers = client.control_trials("stop", ids=trials)
+        answers = client.control_trials("stop", ids=trials, **more)
     _say_answers(answers, json_)
 
 

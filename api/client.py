@@ -280,17 +280,18 @@ class Client:
         path = f"/v1/experiments/{_segment(experiment_id)}/trials"
         return self._call(TrialDetail, "POST", path, content=content, headers=headers, retry=True)
 
-    def stop_trial(self, trial_id: str) -> TrialDetail:
-        """End one trial with what it came to; the experiment goes on."""
-        return self._verb(TrialDetail, "trials", trial_id, "stop")
+    def stop_trial(self, trial_id: str, *, deadline_s: float | None = None) -> TrialDetail:
+        """End one trial with what it came to, killed after `deadline_s` (by default 60 s); the experiment goes on."""
+        return self._verb(TrialDetail, "trials", trial_id, "stop", _deadline(deadline_s))
 
     def retry_trial(self, trial_id: str) -> TrialDetail:
         """Try a failed trial again; returns the new trial, the same one each time."""
         return self._verb(TrialDetail, "trials", trial_id, "retry")
 
-    def control_trials(self, verb: Literal["stop", "retry"], *, ids: Sequence[str]) -> BulkAnswers:
-        """Stop or retry many trials; each is answered for."""
-        return self._call(BulkAnswers, "POST", f"/v1/trials:{verb}", content=_json({"ids": list(ids)}), retry=True)
+    def control_trials(self, verb: Literal["stop", "retry"], *, ids: Sequence[str], **more: Any) -> BulkAnswers:
+        """Stop or retry many trials; each is answered for. `more`: to stop them, `deadline_s` as for one."""
+        content = _json({"ids": list(ids), **more})
+        return self._call(BulkAnswers, "POST", f"/v1/trials:{verb}", content=content, retry=True)
 
     def runs(self, trial_id: str) -> RunList:
         """All runs of a trial."""

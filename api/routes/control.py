@@ -27,6 +27,7 @@ from api.schemas.control import (
     QueueEntry,
     QueueRead,
     StopMany,
+    StopManyTrials,
     StopRequest,
     TrialFilter,
 )
@@ -37,7 +38,7 @@ from orchestrator.allocation import KINDS, Claimant
 from orchestrator.errors import EvenloadError, StoreUnavailable
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import TrialState, is_terminal
-from orchestrator.store.control import PAUSE_WITHIN_S
+from orchestrator.store.control import PAUSE_WITHIN_S, STOP_WITHIN_S
 from orchestrator.store.experiments import CANCEL_WITHIN_S
 from orchestrator.store.queue import Standings
 from orchestrator.store.records import ExperimentRecord, TrialRecord
@@ -132,9 +133,13 @@ def add_trial(
 
 
 @router.post("/trials/{trial_id}:stop", status_code=202, operation_id="stop_trial", responses=_REFUSED)
-def stop_trial(trial_id: str, database: DatabaseOf) -> TrialDetail:
-    """End one trial: it is pruned with what it came to, or cancelled if it had not begun; the experiment goes on."""
-    database.run(lambda work: work.control.stop_trial(trial_id))
+def stop_trial(trial_id: str, database: DatabaseOf, request: StopRequest | None = None) -> TrialDetail:
+    """End one trial: it is pruned with what it came to, or cancelled if it had not begun; the experiment goes on.
+
+    It writes a checkpoint first, and is killed after the deadline.
+    """
+    within_s = _within_s(request, STOP_WITHIN_S)
+    database.run(lambda work: work.control.stop_trial(trial_id, within_s=within_s))
     return _shown(database, trial_id)
 
 
@@ -191,11 +196,12 @@ def prioritize_experiments(question: PrioritizeMany, request: Request, database:
 
 
 @router.post("/trials:stop", operation_id="stop_trials")
-def stop_trials(question: ManyTrials, request: Request, database: DatabaseOf) -> BulkAnswers:
+def stop_trials(question: StopManyTrials, request: Request, database: DatabaseOf) -> BulkAnswers:
     """Stop each of them."""
+    within_s = question.deadline_s or STOP_WITHIN_S
 
     def change(work: Work, id: str) -> BulkAnswer:
-        return _done(id, work.control.stop_trial(id).state)
+        return _done(id, work.control.stop_trial(id, within_s=within_s).state)
 
     open_states = [state for state in TrialState if not is_terminal(state)]
     return _each(_trial_ids(question, database, open_states), request, database, change)

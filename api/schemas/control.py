@@ -16,7 +16,7 @@ class StopRequest(Question):
     """How long running trials may take to write a checkpoint and end."""
 
     deadline_s: float | None = Field(default=None, ge=1, le=86_400)
-    """Then they are killed; null: 60 s to pause, 30 s to cancel."""
+    """Then they are killed; null: 60 s to pause, or to stop one trial; 30 s to cancel."""
 
 
 class PriorityRequest(Question):
@@ -75,6 +75,12 @@ class ManyTrials(Question):
     def _one_of_them(self) -> "ManyTrials":
         _check_one(self.ids, self.filter)
         return self
+
+
+class StopManyTrials(ManyTrials):
+    """Which trials, and how long they may take."""
+
+    deadline_s: float | None = Field(default=None, ge=1, le=86_400)
 
 
 class BulkAnswer(Answer):

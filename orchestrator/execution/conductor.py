@@ -28,8 +28,9 @@ from orchestrator.search.told import Memory
 from orchestrator.search.visible import without_added
 from orchestrator.search.waiting import next_wait, promotes, waits_at_rungs
 from orchestrator.spec import ExperimentSpec
-from orchestrator.states import Cause, ExperimentState, TrialState, is_terminal
+from orchestrator.states import Cause, ExperimentState, RunState, TrialState, is_terminal
 from orchestrator.store.clock import now_ms
+from orchestrator.store.control import STOP_WITHIN_S, stop_within_s
 from orchestrator.store.queue import Standings
 from orchestrator.store.records import (
     CheckpointRecord,
@@ -142,6 +143,8 @@ class Conductor:
         self._wants_run = True
         self._is_over = False  # there was nothing left to start when we were last asked, and nobody had us stop
         self._stopping: Stopping | None = None
+        self._asked_at: dict[str, float] = {}  # live runs of trials that the user stops, and when they were asked first
+        self._overdue: dict[str, str] = {}  # those of them whose time is over, and what is said of them
         self.stop_within_s: float | None = None
         """What the user said at the last `watch` about how long stopping may take."""
 
@@ -154,6 +157,27 @@ class Conductor:
         """The runs that this driver has started and that have not ended."""
         with self._lock:
             return tuple(self._live.values())
+
+    def overdue(self) -> tuple[str, ...]:
+        """The runs of stopped trials that had time enough to end: their processes are to be killed."""
+        with self._lock:
+            return tuple(run_id for run_id in self._overdue if run_id in self._live)
+
+    def starting_runs(self) -> tuple[RunRecord, ...]:
+        """The live runs that have not said yet that they train."""
+        live = self._read(lambda work: work.runs.live(self.experiment_id))
+        with self._lock:
+            return tuple(run for run in live if run.state is RunState.STARTING and run.id not in self._started)
+
+    def explain(self, runs: Sequence[RunRecord], reason: str) -> None:
+        """Says why the trials of runs that have not begun to train do not get on."""
+
+        def change(work: Work) -> None:
+            work.experiments.hold(self.experiment_id, self.epoch)
+            for run in runs:
+                work.trials.explain(run.trial_id, reason)
+
+        self.persist(change)
 
     def folder(self, run: RunRecord) -> Path:
         """The run's folder."""
@@ -259,7 +283,10 @@ class Conductor:
 
             def change(work: Work) -> None:
                 self._note_started(work, run)
-                self._recorder.record_lost(work, run_id, reason=reason, counts=counts)
+                stopped = self._overdue.get(run_id)
+                self._recorder.record_lost(work, run_id, reason=stopped or reason, counts=counts and stopped is None)
+                if stopped is not None:
+                    self._end_stopped(work, run.trial_id, reason=stopped)
 
             try:
                 self.persist(change)
@@ -344,17 +371,26 @@ class Conductor:
             work.experiments.hold(self.experiment_id, self.epoch)
             live = {run.trial_id: run for run in work.runs.live(self.experiment_id)}
             for wish in wishes:
-                trial = work.trials.get(wish.trial_id or "")
-                if trial.id in live:
-                    continue
-                if not is_terminal(trial.state):
-                    self._recorder.end_by_user(work, trial, reason=_STOPPED_BY_USER)
-                self._answer_stop(work, trial.id)
+                if wish.trial_id is not None and wish.trial_id not in live:
+                    self._end_stopped(work, wish.trial_id, reason=_STOPPED_BY_USER)
             return tuple(live[wish.trial_id] for wish in wishes if wish.trial_id in live)
 
-        if self._read(lambda work: work.commands.pending(self.experiment_id, "stop")):
-            for run in self.persist(change):
-                stop_run(self.folder(run))
+        wishes = self._read(lambda work: work.commands.pending(self.experiment_id, "stop"))
+        within_s = {wish.trial_id: stop_within_s(wish) for wish in wishes}
+        for run in self.persist(change) if wishes else ():
+            stop_run(self.folder(run))
+            with self._lock:
+                asked_at = self._asked_at.setdefault(run.id, time.monotonic())
+                if time.monotonic() - asked_at >= within_s.get(run.trial_id, STOP_WITHIN_S):
+                    limit = f"{within_s.get(run.trial_id, STOP_WITHIN_S):g} s"
+                    self._overdue[run.id] = f"{_STOPPED_BY_USER}; killed, as it had not ended within {limit}"
+
+    def _end_stopped(self, work: Work, trial_id: str, *, reason: str) -> None:
+        """Ends a trial without a live run that the user has stopped, and answers the wish."""
+        trial = work.trials.get(trial_id)
+        if not is_terminal(trial.state):
+            self._recorder.end_by_user(work, trial, reason=reason)
+        self._answer_stop(work, trial_id)
 
     def _answer_stop(self, work: Work, trial_id: str) -> None:
         trial = work.trials.get(trial_id)
@@ -590,6 +626,8 @@ class Conductor:
 
     def _forget(self, run_id: str) -> None:
         self._live.pop(run_id, None)
+        self._asked_at.pop(run_id, None)
+        self._overdue.pop(run_id, None)
         self._started.pop(run_id, None)
         self._shelved.discard(run_id)
         self._nothing_new = False

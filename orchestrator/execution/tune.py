@@ -80,6 +80,7 @@ def run_all(conductor: Conductor, *, resources: Resources, max_concurrent: int) 
                 storage_path=folder,
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=0),
+                callbacks=[_KillOverdue(searcher)],
             ),
         ).fit()
 
@@ -119,6 +120,10 @@ class RunSearcher(Searcher):
     def run_of(self, trial_id: str) -> str:
         """The run behind a Tune trial."""
         return self._runs[trial_id]
+
+    def running(self, trial_id: str) -> str | None:
+        """The run behind a Tune trial, None once it is over."""
+        return self._runs.get(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the database has it."""
@@ -162,6 +167,27 @@ class RunScheduler(FIFOScheduler):
         request = RunRequest.model_validate_json(trial.config["request"])
         if request.num_workers > 1:
             _return_places(Path(request.folder))
+
+
+class _KillOverdue(ray.tune.Callback):
+    """Kills the processes of runs that were to end by themselves and have not; Tune then notes that they are gone."""
+
+    def __init__(self, searcher: RunSearcher) -> None:
+        self._searcher = searcher
+        self._killed: set[str] = set()
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Once per turn of Tune's loop."""
+        conductor = self._searcher.conductor
+        overdue = () if conductor is None else conductor.overdue()
+        if self._killed.issuperset(overdue):
+            return
+        for trial in trials:
+            run_id = self._searcher.running(trial.trial_id) or ""
+            process = trial.temporary_state.ray_actor
+            if run_id in overdue and run_id not in self._killed and process is not None:
+                self._killed.add(run_id)
+                ray.kill(process)
 
 
 def _return_places(folder: Path) -> None:

@@ -45,6 +45,12 @@ class Commands(Repository):
         )
         self._note("pending", experiment_id, kind, trial_id)
 
+    def change(self, command_id: int, payload: dict[str, Any]) -> None:
+        """Makes a wish another one. The caller has locked its experiment."""
+        self._connection.execute(
+            update(CommandRow).where(CommandRow.id == command_id).values(payload=finite_json(payload))
+        )
+
     def of_experiment(self, experiment_id: str) -> tuple[CommandRecord, ...]:
         """Every wish about the experiment and its trials, oldest first."""
         return self._records(CommandRow.experiment_id == experiment_id)

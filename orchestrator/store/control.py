@@ -14,12 +14,14 @@ from orchestrator.errors import IllegalTransition
 from orchestrator.spec import ExperimentSpec
 from orchestrator.states import Cause, ExperimentState, TrialState, is_terminal
 from orchestrator.store.models import ExperimentRow, TrialRow
-from orchestrator.store.records import ExperimentRecord, Proposal, TrialKind, TrialRecord
+from orchestrator.store.records import CommandRecord, ExperimentRecord, Proposal, TrialKind, TrialRecord
 from orchestrator.store.repository import Repository
 from trainer.config import TrainConfig
 
 PAUSE_WITHIN_S = 60.0
 """Time for running trials to write a checkpoint when their experiment is paused."""
+STOP_WITHIN_S = 60.0
+"""Time for a running trial to write a checkpoint when it alone is stopped."""
 BY_USER = "by the user"
 
 _E = ExperimentState
@@ -93,10 +95,13 @@ class Control(Repository):
             self._work.commands.settle(experiment_id, "prioritize", applied=True)
         return self._work.experiments.get(experiment_id)
 
-    def stop_trial(self, trial_id: str) -> TrialRecord:
+    def stop_trial(self, trial_id: str, *, within_s: float = STOP_WITHIN_S) -> TrialRecord:
         """Asks for the end of one trial: it ends as pruned, with what it came to, and the search goes on.
 
         One that has not begun is cancelled at once. What runs is stopped by the driver, after a checkpoint.
+
+        Args:
+            within_s: time for that; then its process is killed. Asked again with less, it has less.
 
         Raises:
             IllegalTransition: it has ended otherwise.
@@ -108,8 +113,11 @@ class Control(Repository):
             if trial.cause is Cause.USER:
                 return trial
             raise IllegalTransition(f"trial {trial_id} is {trial.state.value}; only one that has not ended is stopped")
-        if not self._work.commands.pending(trial.experiment_id, "stop", trial_id=trial_id):
-            self._work.commands.add(trial.experiment_id, "stop", trial_id=trial_id)
+        asked = self._work.commands.pending(trial.experiment_id, "stop", trial_id=trial_id)
+        if not asked:
+            self._work.commands.add(trial.experiment_id, "stop", {"within_s": within_s}, trial_id=trial_id)
+        elif within_s < stop_within_s(asked[0]):
+            self._work.commands.change(asked[0].id, {"within_s": within_s})
         if trial.state is TrialState.QUEUED:
             self._work.trials.end(trial, TrialState.CANCELLED, cause=Cause.USER, reason=f"stopped {BY_USER}")
             self._work.commands.settle(trial.experiment_id, "stop", applied=True, trial_id=trial_id)
@@ -230,6 +238,11 @@ class Control(Repository):
     def _locked(self, experiment_id: str) -> ExperimentState:
         self._work.experiments.lock(experiment_id)
         return self._work.experiments.get(experiment_id).state
+
+
+def stop_within_s(wish: CommandRecord) -> float:
+    """The time that a trial has to stop, as it was last asked."""
+    return wish.payload.get("within_s", STOP_WITHIN_S)
 
 
 def _not_now(

@@ -128,7 +128,7 @@ def test_a_point_by_hand_is_checked_like_one_of_the_spec(client: Client) -> None
     assert pointers == ["/params/optimizer.learning", "/params/optimizer.lr"]
     said = evenload("add", experiment.id, "--set", "optimizer.lr=0.001", "--json")
     assert json.loads(said.output)["params"]["optimizer.lr"] == 0.001
-    stopped = client.stop_trial(trial.id)
+    stopped = client.stop_trial(trial.id, deadline_s=5)
     assert (stopped.state, stopped.cause) == (TrialState.CANCELLED, Cause.USER)
 
 

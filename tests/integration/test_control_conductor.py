@@ -145,6 +145,33 @@ def test_stop_of_a_trial_is_carried_out_by_the_next_driver_if_this_one_is_killed
     assert conductor.next_run() is Next.FINISHED
 
 
+def test_stopped_trial_that_does_not_end_in_time_is_killed_and_keeps_what_it_came_to(
+    database: Database, tmp_path: Path
+) -> None:
+    experiment_id = submit(database, sweep_document(num_trials=1, max_retries=0))
+    conductor = take_over(database, tmp_path, experiment_id)
+    play(conductor, max_calls=5)
+    (run,) = conductor.live_runs()
+    database.run(lambda work: work.control.stop_trial(run.trial_id))
+    conductor.watch(ttl_s=15)
+    assert conductor.overdue() == ()
+    for within_s in (0.0, 30.0):  # asked again with less time, it has less, and with more no more
+        database.run(lambda work, within_s=within_s: work.control.stop_trial(run.trial_id, within_s=within_s))
+    conductor.watch(ttl_s=15)
+    assert conductor.overdue() == (run.id,)
+    conductor.ended(run.id, "process lost: killed")
+    ended = trial_of(database, run.trial_id)
+    reason = "stopped by the user; killed, as it had not ended within 0 s"
+    assert (ended.state, ended.cause, ended.reason) == (TrialState.PRUNED, Cause.USER, reason)
+    assert (ended.objective, ended.num_retries) == (ended.rungs[0].value, 0)
+    with database.read() as work:
+        (command,) = work.commands.of_experiment(experiment_id)
+        assert work.runs.of_trial(run.trial_id)[0].state is RunState.LOST
+    assert (command.state, command.payload) == ("applied", {"within_s": 0.0})
+    assert conductor.overdue() == ()
+    assert conductor.next_run() is Next.FINISHED
+
+
 def test_stop_that_comes_after_the_end_is_rejected(database: Database, tmp_path: Path) -> None:
     experiment_id = submit(database, sweep_document(num_trials=1))
     conductor = take_over(database, tmp_path, experiment_id)
