@@ -28,6 +28,7 @@ from orchestrator.execution.plan import (
     Cancel,
     DriverView,
     EndDriver,
+    EndService,
     ExperimentView,
     GiveUp,
     Launch,
@@ -224,6 +225,8 @@ class Daemon:
         logger.info("%s", action)
         if isinstance(action, StartService):
             self._services.begin(action.name)
+        elif isinstance(action, EndService):
+            self._services.end(action.name)
         elif isinstance(action, EndDriver):
             identity = self._driver(action.experiment_id)
             if identity is not None:

@@ -2,7 +2,8 @@
 
 `python -m orchestrator.execution.driver EXPERIMENT_ID --epoch N --address HOST:PORT`
 
-Exit status: 0 when the experiment is over or was left for the next driver, 76 when a newer driver has taken over.
+Exit status: 0 when the experiment is over or was left for the next driver, 76 when a newer driver has taken over, 77
+when Ray has lost places and its head has to be started anew.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from pathlib import Path
 from orchestrator import home as layout
 from orchestrator.capacity import NodeCapacity, need_of
 from orchestrator.errors import Fenced, StoreUnavailable
-from orchestrator.execution import processes
+from orchestrator.execution import lost_places, processes
 from orchestrator.execution.cluster import Node
 from orchestrator.execution.conductor import Conductor, Places, Stopping
 from orchestrator.spec import ExperimentSpec, Resources
 from orchestrator.states import ExperimentState
-from orchestrator.store.session import database_url, open_database
+from orchestrator.store.session import Database, database_url, open_database
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ _WATCH_INTERVAL_S = 1.0
 _STOP_DEADLINE_S = 10.0
 """From asking runs to stop until they are stopped without having answered, unless the user says how long."""
 _EXIT_FENCED = 76
+_EXIT_PLACES_LOST = 77
+_LOSS_PATIENCE_S = 10.0
+"""What a driver that was killed held is free again long before."""
+_LOSS_INTERVAL_S = 20.0
+_DRIVEN = (ExperimentState.RUNNING, ExperimentState.PAUSING, ExperimentState.CANCELLING)
 
 
 def places(spec: ExperimentSpec, nodes: Sequence[Node]) -> Places | None:
@@ -109,16 +115,56 @@ def drive(root: Path, *, experiment_id: str, epoch: int, address: str) -> None:
             )
         )
         return
+    if not os.environ.get("RAY_ADDRESS"):
+        _leave_worn_head(database, root, experiment_id=experiment_id, address=address)
     conductor = Conductor(database, root, experiment_id=experiment_id, epoch=epoch, places=room)
     conductor.recover()
     watch = threading.Thread(target=_watch, args=(conductor, terminated), daemon=True)
     watch.start()
+    if not os.environ.get("RAY_ADDRESS"):
+        threading.Thread(target=_watch_places, args=(conductor, database, root, address), daemon=True).start()
     tune.run_all(conductor, resources=spec.resources, max_concurrent=room.max_concurrent)
     conductor.settle()
     logger.info("the driver of %s ends", experiment_id)
     # Ray's threads and the watch end with the process; an orderly shutdown of them would only take longer.
     logging.shutdown()
     os._exit(0)
+
+
+def _leave_worn_head(database: Database, root: Path, *, experiment_id: str, address: str) -> None:
+    """Ends the process if the head has lost places and nobody else uses it, so that the daemon can start it anew."""
+    lost = lost_places.lasting_loss(_LOSS_PATIENCE_S)
+    if not lost:
+        return
+    logger.error("%s", lost_places.in_words(lost))
+    lost_places.leave_note(root, address=address, lost=lost)
+    if not _others_drive(database, experiment_id):
+        os._exit(_EXIT_PLACES_LOST)
+
+
+def _watch_places(conductor: Conductor, database: Database, root: Path, address: str) -> None:
+    """Looks for lost places while runs wait to start; in a thread of its own, as a head that is gone never answers."""
+    while True:
+        time.sleep(_LOSS_INTERVAL_S)
+        try:
+            lost = lost_places.lasting_loss(_LOSS_PATIENCE_S) if conductor.starting_runs() else {}
+            waiting = conductor.starting_runs()
+            if not lost or not waiting:
+                continue
+            logger.error("%s", lost_places.in_words(lost))
+            conductor.explain(waiting, lost_places.in_words(lost))
+            lost_places.leave_note(root, address=address, lost=lost)
+            if len(waiting) == len(conductor.live_runs()) and not _others_drive(database, conductor.experiment_id):
+                os._exit(_EXIT_PLACES_LOST)
+        except (Fenced, StoreUnavailable) as error:
+            logger.warning("%s", error)  # the other thread does what is to be done about it
+
+
+def _others_drive(database: Database, experiment_id: str) -> bool:
+    """Whether another experiment has a driver, as far as leases tell."""
+    with database.read() as work:
+        driven = {record.id for state in _DRIVEN for record in work.experiments.list(limit=200, state=state).items}
+        return bool(driven - set(work.experiments.claimable()) - {experiment_id})
 
 
 def _watch(conductor: Conductor, terminated: threading.Event) -> None:

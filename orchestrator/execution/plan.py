@@ -39,12 +39,14 @@ class ServiceView:
     Attributes:
         num_failures: how often it ended since it was last ready.
         since_start_s: seconds since it was last started; None if it never was.
+        is_worn: it runs, but has lost something that only a new start gives back; it is ended when nothing needs it.
     """
 
     name: str
     state: ServiceState
     num_failures: int = 0
     since_start_s: float | None = None
+    is_worn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,13 @@ class ExperimentView:
 @dataclass(frozen=True)
 class StartService:
     """Start a process that is not there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class EndService:
+    """End a process that is to be started anew."""
 
     name: str
 
@@ -127,7 +136,7 @@ class GiveUp:
     reason: str
 
 
-Action = StartService | EndDriver | Launch | Cancel | Pause | GiveUp
+Action = StartService | EndService | EndDriver | Launch | Cancel | Pause | GiveUp
 
 
 def plan(services: Sequence[ServiceView], experiments: Sequence[ExperimentView]) -> list[Action]:
@@ -137,7 +146,11 @@ def plan(services: Sequence[ServiceView], experiments: Sequence[ExperimentView])
     by the experiments.
     """
     actions: list[Action] = []
+    is_used = any(experiment.driver is not None and experiment.driver.is_alive for experiment in experiments)
     for service in services:
+        if service.is_worn and not is_used:
+            # Whoever waits gets a driver once there is a new one.
+            return [EndService(service.name)]
         if service.state is ServiceState.ABSENT:
             if service.since_start_s is None or service.since_start_s >= _backoff_s(service.num_failures):
                 actions.append(StartService(service.name))

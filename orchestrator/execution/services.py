@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import home as layout
-from orchestrator.execution import cluster, processes
+from orchestrator.execution import cluster, lost_places, processes
 from orchestrator.execution.cluster import Node
 from orchestrator.execution.plan import ServiceState, ServiceView
 from orchestrator.execution.processes import ProcessIdentity
@@ -49,6 +49,8 @@ class Service:
         self.url: str | None = None
         self.detail: dict[str, Any] = {}
         self.is_ready = False
+        self.is_worn = False
+        """See `ServiceView`."""
         self._start = start
         self._end = end
         self._child: subprocess.Popen[bytes] | None = None
@@ -102,7 +104,7 @@ class Service:
             self._end(self.identity)
         if self._child is not None:
             self._child.wait()
-        self.identity, self.url, self._child, self.is_ready = None, None, None, False
+        self.identity, self.url, self._child, self.is_ready, self.is_worn = None, None, None, False, False
 
     def view(self) -> ServiceView:
         """What `plan` sees."""
@@ -111,7 +113,13 @@ class Service:
         else:
             state = ServiceState.READY if self.is_ready else ServiceState.STARTING
         since = None if self._started_at is None else self._since_start_s()
-        return ServiceView(name=self.name, state=state, num_failures=self._num_failures, since_start_s=since)
+        return ServiceView(
+            name=self.name,
+            state=state,
+            num_failures=self._num_failures,
+            since_start_s=since,
+            is_worn=self.is_worn,
+        )
 
     def report(self, database: Database, *, beat: bool) -> None:
         """Writes the service's row if it has changed, else only its heartbeat if `beat`."""
@@ -205,6 +213,11 @@ class Services:
         """Starts one by name."""
         {service.name: service for service in self._ours()}[name].begin()
 
+    def end(self, name: str) -> None:
+        """Ends one by name, which is to be started anew."""
+        logger.warning("ending %s, to start it anew", name)
+        {service.name: service for service in self._ours()}[name].finish()
+
     def check(self) -> None:
         """Looks at all of them without waiting: who has ended, who has become ready."""
         for service in self._ours():
@@ -247,6 +260,8 @@ class Services:
                 return
             if self.ray.url is None:
                 self.ray.url = cluster.Head(self.ray.identity, _ray_log(self._root)).address()
+            if self.ray.url is not None:
+                self.ray.is_worn = lost_places.is_noted(self._root, address=self.ray.url)
         if self._probe is not None and self._probe.done():
             nodes, self._probe = self._probe.result(), None
             self._probed_at = time.monotonic()

@@ -9,6 +9,7 @@ from orchestrator.execution.plan import (
     Cancel,
     DriverView,
     EndDriver,
+    EndService,
     ExperimentView,
     GiveUp,
     Launch,
@@ -47,6 +48,14 @@ def test_queued_experiment_gets_a_driver() -> None:
 def test_no_driver_is_launched_before_ray_is_ready() -> None:
     services = [replace(READY[0], state=ServiceState.STARTING), *READY[1:]]
     assert plan(services, [QUEUED]) == []
+
+
+def test_worn_service_is_ended_when_no_driver_needs_it_and_nobody_is_launched_before() -> None:
+    services = [replace(READY[0], is_worn=True), *READY[1:]]
+    assert plan(services, [QUEUED, DEAD]) == [EndService("ray")]
+    assert plan(services, [QUEUED, replace(DRIVEN, id="exp_2")]) == [Launch("exp_1", release=False)]
+    ended = [replace(READY[0], state=ServiceState.ABSENT, since_start_s=9.0), *READY[1:]]
+    assert plan(ended, [QUEUED]) == [StartService("ray")]
 
 
 def test_mlflow_delays_no_experiment() -> None:
