@@ -1,5 +1,6 @@
 """A real `tune.Tuner` beside Tune's classes on our clock: with one trial at a time both make the same trials."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -43,7 +44,7 @@ def _tuned() -> list[tuple[Any, int, float]]:
             tune.report({"loss": measured(CURVES[LANDSCAPE], point, step, seed=SEED)})
 
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory(prefix="evenload-tuner-") as folder:
             tuner = tune.Tuner(

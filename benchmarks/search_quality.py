@@ -24,6 +24,7 @@ from benchmarks.functions import FUNCTIONS, SPACE, Function, excess, suggest, va
 from benchmarks.landscapes import BUDGET_STEPS, CURVES, Curve, LandscapePoint, regret
 from benchmarks.machine import RESULTS, machine
 from benchmarks.simulated_sweep import Ours, Side, SimulatedTrial, Tunes, chosen, simulate
+from orchestrator.search.caveats import rank_correlation
 from orchestrator.search.propose import propose
 from orchestrator.search.replicates import interval
 from orchestrator.search.told import Memory
@@ -193,7 +194,10 @@ def rank_correlations(curve: Curve, *, num_points: int = 2000) -> list[float]:
     draw = random.Random(0)
     points = [LandscapePoint(draw.random(), draw.random(), draw.random()) for _ in range(num_points)]
     last = [curve(point, BUDGET_STEPS) for point in points]
-    return [round(float(stats.spearmanr([curve(point, step) for point in points], last)[0]), 2) for step in (1, 3, 9)]
+    return [
+        round(rank_correlation([(curve(point, step), end) for point, end in zip(points, last, strict=True)]), 2)
+        for step in (1, 3, 9)
+    ]
 
 
 def run(part: str, *, num_seeds: int | None = None) -> Any:

@@ -5,11 +5,15 @@ import json
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
+from orchestrator.search.caveats import rank_correlation
 from orchestrator.search.rank import compare
 from orchestrator.states import Cause, TrialState
 from orchestrator.store.records import TrialRecord
-from tests.support.records import trial_record
+from tests.support.records import rung_record, trial_record
 from tests.support.specs import experiment_spec, train_document
 
 SPEC = experiment_spec(baselines=[{"name": "base"}])
@@ -135,6 +139,48 @@ def test_infeasible_trial_without_a_config_has_a_row() -> None:
 def test_comparison_is_plain_json() -> None:
     text = json.dumps(dataclasses.asdict(compare(SPEC, sweep())), allow_nan=False)
     assert json.loads(text)["rows"][0]["number"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_rung", "says"),
+    [
+        (
+            "asha",
+            [8, 1, 7, 2, 6, 3, 5, 4],
+            "rank correlation -0.19 at rung 0. Better ones may have been stopped there; hyperband",
+        ),
+        ("hyperband", [8, 1, 7, 2, 6, 3, 5, 4], "no scheduler or a later first rung"),
+        ("asha", [1, 2, 4, 3, 5, 8, 7, 6], None),
+        ("asha", [8, 1, 7, 2, 6, 3, 5], None),  # too few to say
+        ("asha", [1, 1, 1, 1, 1, 1, 1, 1], None),
+        ("patience", [8, 1, 7, 2, 6, 3, 5, 4], None),  # nobody is compared with others there
+    ],
+)
+def test_rungs_whose_order_says_nothing_of_the_end_are_a_caveat(
+    kind: str, at_rung: list[int], says: str | None
+) -> None:
+    scheduler = {"kind": kind, "min_tokens": 1024} | ({"interval_tokens": 1024} if kind == "patience" else {})
+    spec = experiment_spec(scheduler=scheduler)
+    trials = [
+        trial_record(
+            spec, number, {"optimizer.lr": 0.001}, objective=float(number), rungs=(rung_record(number, float(value)),)
+        )
+        for number, value in enumerate(at_rung)
+    ]
+    caveats = "\n".join(compare(spec, trials).caveats)
+    if says is None:
+        assert "rank correlation" not in caveats
+    else:
+        assert says in caveats
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
+def test_rank_correlation_is_spearmans(pairs: list[tuple[float, float]]) -> None:
+    found = rank_correlation(pairs)
+    if any(len({pair[side] for pair in pairs}) == 1 for side in (0, 1)):
+        assert found == 1
+    else:
+        assert found == pytest.approx(float(spearmanr(pairs)[0]), abs=1e-9)  # type: ignore[arg-type]
 
 
 def test_router_that_sees_later_tokens_in_training_is_a_caveat() -> None:
