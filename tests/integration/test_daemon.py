@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution import processes
+from orchestrator.execution import cluster, processes
+from orchestrator.execution.cluster import Head
 from orchestrator.execution.processes import ProcessIdentity
+from orchestrator.home import logs_folder
 from orchestrator.states import ExperimentState
+from orchestrator.store.migrate import upgrade
 from orchestrator.store.records import ServiceRecord
 from orchestrator.store.session import Database, database_url, open_database
+from tests.support import postgres
 from tests.support.services import fresh_home, wait_until
 from tests.support.sweeps import submit, sweep_document
 from tests.support.training import STEP_TOKENS
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(290)]
+
+_NOBODY = "http://127.0.0.1:9"
 
 
 class Daemons:
@@ -30,11 +36,12 @@ class Daemons:
         self.database = database
         self.children: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> "subprocess.Popen[bytes]":
-        """Starts a daemon in a session of its own."""
+    def start(self, **settings: str) -> "subprocess.Popen[bytes]":
+        """Starts a daemon in a session of its own, with further settings in its environment."""
         environment = processes.child_environment({"EVENLOAD_HOME": str(self.root)})
         environment.pop("RAY_ADDRESS", None)
         environment.pop("EVENLOAD_MLFLOW_URI", None)
+        environment |= settings
         child = processes.start_module(
             "orchestrator", ["--num-cpus", "2"], log=self.root / "daemon.log", environment=environment
         )
@@ -147,6 +154,40 @@ def test_I8_daemon_killed_adopts_what_it_left_and_stops_leaving_nothing(daemons:
     wait_until(lambda: daemons.state(experiment_id) is ExperimentState.CANCELLED, what="the cancel")
     os.kill(last.pid, signal.SIGTERM)
     assert last.wait(60) == 0
+
+
+def test_I8_an_existing_cluster_and_database_are_used_by_their_urls_alone_and_left_as_they_are(
+    daemons: Daemons, ray_head: tuple[Head, Path], postgres_server: str
+) -> None:
+    head, ray_root = ray_head
+    token = cluster.ray_environment(ray_root)["RAY_AUTH_TOKEN_PATH"]
+    address = head.address()
+    assert address is not None
+    with postgres.database(postgres_server) as url:
+        upgrade(url)
+        daemons.database.close()
+        daemons.database = open_database(url)
+        experiment_id = submit(daemons.database, sweep_document(num_trials=2, num_steps=4, scheduler={"kind": "none"}))
+        daemon = daemons.start(
+            RAY_ADDRESS=address,
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN_PATH=token,
+            EVENLOAD_DATABASE_URL=url,
+            EVENLOAD_MLFLOW_URI=_NOBODY,
+        )
+        wait_until(lambda: daemons.state(experiment_id) is ExperimentState.COMPLETED, what="the sweep")
+        ray, mlflow = daemons.service("ray"), daemons.service("mlflow")
+        assert ray is not None
+        assert mlflow is not None
+        assert (ray.url, ray.state, mlflow.url) == (address, "ready", _NOBODY)
+        assert mlflow.state != "ready"
+        os.kill(daemon.pid, signal.SIGTERM)
+        assert daemon.wait(60) == 0
+        daemons.database.close()
+    assert processes.is_alive(head.identity), "the head is not ours"
+    assert not list(processes_of(daemons.root)), "a driver is left"
+    assert not {"ray.log", "mlflow.log"} & {path.name for path in logs_folder(daemons.root).iterdir()}
+    assert not (daemons.root / "evenload.db-wal").exists(), "something opened the file of the home"
 
 
 def processes_of(root: Path) -> Iterator[int]:
