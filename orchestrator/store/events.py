@@ -8,14 +8,14 @@ from orchestrator.store.finite import finite_json
 from orchestrator.store.models import EventRow
 from orchestrator.store.paging import check_limit
 from orchestrator.store.records import EventRecord
-from orchestrator.store.repository import Repository
+from orchestrator.store.repository import Repository, table_of
 
 if TYPE_CHECKING:
     from orchestrator.store.work import Work
 
 # Any number that nothing else in the database locks.
 _APPEND_LOCK = 0x65766E
-_APPEND = insert(EventRow)
+_APPEND = insert(table_of(EventRow))
 
 
 class Events(Repository):

@@ -1,12 +1,13 @@
 """What all repositories share: the connection, the clock, and the one way to change a state."""
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import text, update
+from sqlalchemy import Table, Update, bindparam, text, update
 
 from orchestrator.errors import IllegalTransition, NotFound
 from orchestrator.states import ExperimentState, RunState, State, TrialState, check_transition
-from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
+from orchestrator.store.models import Base, ExperimentRow, RunRow, TrialRow
 
 if TYPE_CHECKING:
     from orchestrator.store.work import Work
@@ -19,6 +20,22 @@ _ROWS: dict[type[State], tuple[str, type[ExperimentRow] | type[TrialRow] | type[
 
 LIVE = text("runs.state IN ('starting', 'running')")
 """Of a run that has not ended; written as in the condition of the index over live runs."""
+
+
+def table_of(row: type[Base]) -> Table:
+    """The table behind a row's class: a statement over it is made in half the time of one over the class."""
+    return cast(Table, row.__table__)
+
+
+@cache
+def _guarded_update(row: type[Base], columns: tuple[str, ...]) -> Update:
+    """Sets `columns` of the row `guarded_id` if its state is `before`. Building this takes longer than running it."""
+    table = table_of(row)
+    return (
+        update(table)
+        .where(table.c.id == bindparam("guarded_id"), table.c.state == bindparam("before"))
+        .values({name: bindparam(name) for name in columns})
+    )
 
 
 class Repository:
@@ -52,10 +69,9 @@ class Repository:
         check_transition(current, following)
         word, row = _ROWS[type(current)]
         now = self._now()
+        columns = {"state": following.value, "reason": reason, "since_ms": now} | (values or {})
         changed = self._connection.execute(
-            update(row)
-            .where(row.id == entity_id, row.state == current.value)
-            .values(state=following.value, reason=reason, since_ms=now, **(values or {}))
+            _guarded_update(row, tuple(sorted(columns))), columns | {"guarded_id": entity_id, "before": current.value}
         ).rowcount
         if changed != 1:
             raise IllegalTransition(f"{word} {entity_id} is no longer {current.value}; read it again")

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, bindparam, insert, select, update
 
 from orchestrator.store.finite import finite_number
 from orchestrator.store.models import RungRow, TrialRow
@@ -23,6 +23,16 @@ _ALL = (
     .order_by(TrialRow.experiment_id, TrialRow.number, RungRow.rung)
 )
 _BY_TRIAL = _ALL.where(RungRow.trial_id == bindparam("trial"))
+_AT = _ALL.where(
+    RungRow.experiment_id == bindparam("experiment"),
+    RungRow.rung == bindparam("at"),
+    TrialRow.kind == TrialKind.SEARCH.value,
+)
+
+
+def arrivals(*where: ColumnElement[bool]) -> Select[Any]:
+    """The statement for arrivals of the trials that `where` (over `trials`) selects."""
+    return _ALL.where(*where)
 
 
 class Rungs(Repository):
@@ -103,19 +113,17 @@ class Rungs(Repository):
 
     def at(self, experiment_id: str, rung: int) -> tuple[RungRecord, ...]:
         """Arrivals of search trials at a rung, in order of arrival."""
-        records = self._records(
-            RungRow.experiment_id == experiment_id, RungRow.rung == rung, TrialRow.kind == TrialKind.SEARCH.value
-        )
+        records = _as_records(self._connection.execute(_AT, {"experiment": experiment_id, "at": rung}))
         return tuple(sorted(records, key=lambda record: record.sequence))
 
     def of_trial(self, trial_id: str) -> tuple[RungRecord, ...]:
         """Arrivals of a trial, in ascending order of rung."""
         return _as_records(self._connection.execute(_BY_TRIAL, {"trial": trial_id}))
 
-    def of_trials(self, *where: ColumnElement[bool]) -> dict[str, list[RungRecord]]:
-        """Arrivals of the trials that `where` (over `trials`) selects: trial id -> ascending rungs."""
+    def by_trial(self, statement: Select[Any], values: dict[str, Any]) -> dict[str, list[RungRecord]]:
+        """What a statement of `arrivals` finds: trial id -> ascending rungs."""
         found: dict[str, list[RungRecord]] = defaultdict(list)
-        for record in self._records(*where):
+        for record in _as_records(self._connection.execute(statement, values)):
             found[record.trial_id].append(record)
         return found
 
@@ -126,9 +134,6 @@ class Rungs(Repository):
             trial_id=trial_id,
             data={"rung": rung, "decision": decision.decision.value, "explanation": decision.explanation},
         )
-
-    def _records(self, *where: ColumnElement[bool]) -> tuple[RungRecord, ...]:
-        return _as_records(self._connection.execute(_ALL.where(*where)))
 
 
 def _as_records(result: CursorResult[Any]) -> tuple[RungRecord, ...]:

@@ -11,7 +11,7 @@ from orchestrator.states import Cause, RunState, is_terminal
 from orchestrator.store.finite import finite_json
 from orchestrator.store.models import RunRow, TrialRow
 from orchestrator.store.records import CheckpointRecord, RunRecord, TrialRecord
-from orchestrator.store.repository import Repository, missing
+from orchestrator.store.repository import Repository, missing, table_of
 
 _LIVE = (RunState.STARTING, RunState.RUNNING)
 # Built once: building a statement takes longer than running it.
@@ -21,7 +21,7 @@ _ALL = (
     .order_by(TrialRow.number, RunRow.number)
 )
 _BY_ID = _ALL.where(RunRow.id == bindparam("id"))
-_INSERT = insert(RunRow)
+_INSERT = insert(table_of(RunRow))
 
 
 class Runs(Repository):

@@ -121,6 +121,11 @@ class Database:
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))
         raise AssertionError("unreachable")
 
+    @property
+    def engine(self) -> Engine:
+        """What connects, for those who count or watch its statements."""
+        return self._engine
+
     def close(self) -> None:
         """Closes all connections."""
         self._engine.dispose()

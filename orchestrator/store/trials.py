@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, RowMapping, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, RowMapping, Select, bindparam, exists, func, insert, or_, select, update
 
 from orchestrator.errors import IllegalTransition
 from orchestrator.states import Cause, RunState, TrialState, is_terminal
@@ -12,18 +12,41 @@ from orchestrator.store.finite import finite_json, finite_number
 from orchestrator.store.models import ExperimentRow, RunRow, TrialRow
 from orchestrator.store.paging import check_limit, decode_cursor, encode_cursor, page
 from orchestrator.store.records import Page, Proposal, RungDecision, RungRecord, RunRecord, TrialKind, TrialRecord
-from orchestrator.store.repository import LIVE, Repository, missing
+from orchestrator.store.repository import LIVE, Repository, missing, table_of
+from orchestrator.store.rungs import arrivals
 
 _OPEN = (TrialState.QUEUED, TrialState.RUNNING, TrialState.RETRYING)
 # Built once: building a statement takes longer than running it.
 _ALL = select(*TrialRow.__table__.columns).order_by(TrialRow.experiment_id, TrialRow.number)
 _BY_ID = _ALL.where(TrialRow.id == bindparam("id"))
+
+
+class _Selected(NamedTuple):
+    """Statements for some trials and for their rungs."""
+
+    trials: Select[Any]
+    rungs: Select[Any]
+
+
+def _selected(*where: ColumnElement[bool]) -> _Selected:
+    return _Selected(_ALL.where(*where), arrivals(*where))
+
+
+_WAITING = _selected(
+    TrialRow.experiment_id == bindparam("experiment"),
+    TrialRow.state.in_([state.value for state in _OPEN]),
+    ~exists().where(RunRow.trial_id == TrialRow.id, LIVE),
+)
+_CHANGED = _selected(
+    TrialRow.experiment_id == bindparam("experiment"),
+    or_(TrialRow.finished_sequence.is_(None), TrialRow.finished_sequence > bindparam("sequence")),
+)
 _NEXT_NUMBER = select(func.coalesce(func.max(TrialRow.number) + 1, 0)).where(
     TrialRow.experiment_id == bindparam("experiment")
 )
 _LIVE_RUN = select(RunRow.id, RunRow.state).where(RunRow.trial_id == bindparam("trial"), LIVE).limit(1)
 _INSERT = (
-    insert(TrialRow)
+    insert(table_of(TrialRow))
     .values(
         spec_version=select(ExperimentRow.spec_version)
         .where(ExperimentRow.id == bindparam("experiment"))
@@ -103,8 +126,7 @@ class Trials(Repository):
 
         Ends are numbered while the experiment is held, so none before the newest one read can still appear.
         """
-        is_new = or_(TrialRow.finished_sequence.is_(None), TrialRow.finished_sequence > remembered.sequence)
-        found = self._records(TrialRow.experiment_id == experiment_id, is_new)
+        found = self._found(_CHANGED, {"experiment": experiment_id, "sequence": remembered.sequence})
         for trial in found:
             if trial.finished_sequence is not None:
                 remembered.trials[trial.number] = trial
@@ -145,10 +167,7 @@ class Trials(Repository):
 
     def waiting(self, experiment_id: str) -> tuple[TrialRecord, ...]:
         """The trials that have not ended and have no live run: what a driver has to start, in order of number."""
-        runs = exists().where(RunRow.trial_id == TrialRow.id, LIVE)
-        return self._records(
-            TrialRow.experiment_id == experiment_id, TrialRow.state.in_([state.value for state in _OPEN]), ~runs
-        )
+        return self._found(_WAITING, {"experiment": experiment_id})
 
     def settle(
         self,
@@ -432,12 +451,18 @@ class Trials(Repository):
         ).scalar_one()
 
     def _records(self, *where: ColumnElement[bool], limit: int | None = None) -> tuple[TrialRecord, ...]:
-        query = _ALL.where(*where)
-        rows = self._connection.execute(query if limit is None else query.limit(limit)).mappings().all()
+        if limit is None:
+            return self._found(_selected(*where), {})
+        rows = self._connection.execute(_ALL.where(*where).limit(limit)).mappings().all()
+        # A page names its trials; a whole history may have more of them than a statement takes parameters.
+        rungs = self._work.rungs.by_trial(arrivals(TrialRow.id.in_([row["id"] for row in rows])), {})
+        return tuple(_record(row, tuple(rungs.get(row["id"], ()))) for row in rows)
+
+    def _found(self, selected: _Selected, values: dict[str, Any]) -> tuple[TrialRecord, ...]:
+        rows = self._connection.execute(selected.trials, values).mappings().all()
         if all(row["started_at_ms"] is None for row in rows):
             return tuple(_record(row, ()) for row in rows)
-        # A page names its trials; a whole history may have more of them than a statement takes parameters.
-        rungs = self._work.rungs.of_trials(*where if limit is None else (TrialRow.id.in_([row["id"] for row in rows]),))
+        rungs = self._work.rungs.by_trial(selected.rungs, values)
         return tuple(_record(row, tuple(rungs.get(row["id"], ()))) for row in rows)
 
 
