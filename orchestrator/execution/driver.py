@@ -35,8 +35,8 @@ _STOP_DEADLINE_S = 10.0
 """From asking runs to stop until they are stopped without having answered, unless the user says how long."""
 _EXIT_FENCED = 76
 _EXIT_PLACES_LOST = 77
-_LOSS_PATIENCE_S = 10.0
-"""What a driver that was killed held is free again long before."""
+_LOSS_PATIENCE_S = 20.0
+"""What a driver that was killed held is free again long before, and its successor has its lease for longer."""
 _LOSS_INTERVAL_S = 20.0
 _DRIVEN = (ExperimentState.RUNNING, ExperimentState.PAUSING, ExperimentState.CANCELLING)
 

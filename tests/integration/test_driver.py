@@ -13,7 +13,8 @@ from orchestrator.tracking.chunks import columns
 from orchestrator.tracking.series import RunFolder, Source
 from tests.support.services import Installation, wait_until
 from tests.support.sweeps import sweep_document, table
-from tests.support.training import DIVERGING, STEP_TOKENS
+from tests.support.training import DIVERGING, STEP_TOKENS, run_training
+from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(280)]
 
@@ -108,6 +109,41 @@ def test_cancel_ends_the_trials_with_a_checkpoint_and_leaves_no_process(installa
     wait_until(lambda: not installation.workers(), what="the end of the workers")
 
 
+def test_process_that_does_not_stop_is_killed_when_its_time_is_over(installation: Installation) -> None:
+    """Of one trial that is stopped, and then of an experiment that is cancelled."""
+    experiment_id = installation.submit(
+        LONG | {"num_trials": 2, "max_parallel_trials": 1, "max_retries": 0, "base": long_base(20_000)}
+    )
+    driver = installation.start_driver(experiment_id)
+
+    def frozen_trial(number: int) -> str:
+        """The trial of that number, once it has a checkpoint, with a process that answers nobody any more."""
+
+        def saved() -> list[str]:
+            return list(dict.fromkeys(e.trial_id for e in installation.events(experiment_id, "checkpoint.committed")))
+
+        wait_until(lambda: len(saved()) > number, what=f"a checkpoint of trial {number}")
+        (worker,) = installation.workers()
+        os.kill(worker.pid, signal.SIGSTOP)
+        return saved()[number]
+
+    stopped = frozen_trial(0)
+    installation.database.run(lambda work: work.control.stop_trial(stopped, within_s=1.0))
+    cancelled = frozen_trial(1)
+    installation.database.run(lambda work: work.experiments.request_cancel(experiment_id, within_s=1.0))
+    installation.finish(driver, experiment_id)
+    with installation.database.read() as work:
+        assert work.experiments.get(experiment_id).state is ExperimentState.CANCELLED
+        trials = work.trials.history(experiment_id)
+    assert [trial.id for trial in trials] == [stopped, cancelled]
+    assert [(trial.state, trial.cause) for trial in trials] == [
+        (TrialState.PRUNED, Cause.USER),
+        (TrialState.CANCELLED, Cause.USER),
+    ]
+    assert "killed, as it had not ended within 1 s" in trials[0].reason
+    wait_until(lambda: not installation.workers(), what="the end of the workers")
+
+
 def test_terminated_driver_leaves_its_trials_to_the_next_one(installation: Installation) -> None:
     experiment_id = installation.submit(LONG | {"max_retries": 0})
     driver = installation.start_driver(experiment_id)
@@ -192,20 +228,18 @@ PROMOTED = sweep_document(
 
 
 def test_promotion_goes_on_from_checkpoints_as_if_nothing_had_been_between_and_seconds_are_rungs_too(
-    installation: Installation,
+    installation: Installation, tmp_path: Path
 ) -> None:
-    uninterrupted = {"scheduler": {"kind": "none"}, "space": {"optimizer.lr": {"choice": [0.01]}}}
     rungs_in_seconds = PROMOTED["scheduler"] | {"resource": "seconds", "min_resource": 0.1, "reduction_factor": 4}
     in_seconds = {"scheduler": rungs_in_seconds, "replicas": 1, "base": long_base(200)}
-    promoted, whole, timed = (installation.submit(PROMOTED | fields) for fields in ({}, uninterrupted, in_seconds))
-    drivers = {id: installation.start_driver(id) for id in (promoted, whole, timed)}
+    promoted, timed = installation.submit(PROMOTED), installation.submit(PROMOTED | in_seconds)
+    drivers = {id: installation.start_driver(id) for id in (promoted, timed)}
     for experiment_id, driver in drivers.items():
         installation.finish(driver, experiment_id)
 
     with installation.database.read() as work:
         trials = work.trials.history(promoted)
         runs = {trial.number: work.runs.of_trial(trial.id) for trial in trials}
-        undisturbed = work.trials.history(whole)
         (best, other) = comparison(work, promoted).points
         in_time = work.trials.history(timed)
         timed_runs = {trial.number: work.runs.of_trial(trial.id) for trial in in_time}
@@ -215,11 +249,14 @@ def test_promotion_goes_on_from_checkpoints_as_if_nothing_had_been_between_and_s
         (1, TrialState.COMPLETED),
         (1, TrialState.COMPLETED),
     ]
-    for trial, twin in zip(trials[2:], undisturbed, strict=True):
+    for trial in trials[2:]:
         assert [run.resumed_from_step for run in runs[trial.number]] == [None, 8, 16]
-        assert trial.config == twin.config
-        assert trial.objective == twin.objective
-        assert weights(installation, promoted, trial.number) == weights(installation, whole, twin.number)
+        whole = run_training(TrainConfig.model_validate(trial.config), tmp_path / f"whole-{trial.number}")
+        assert whole.last.evaluation is not None
+        assert whole.last.checkpoint is not None
+        assert trial.objective == whole.last.evaluation["all"].bits_per_byte
+        model = Path(whole.last.checkpoint.folder) / "model.safetensors"
+        assert weights(installation, promoted, trial.number) == model.read_bytes()
     # One decision at a rung for both seeds, by their mean.
     mean = sum(trial.rungs[0].value or 0 for trial in trials[2:]) / 2
     assert {trial.rungs[0].explanation for trial in trials[2:]} == {
@@ -229,11 +266,9 @@ def test_promotion_goes_on_from_checkpoints_as_if_nothing_had_been_between_and_s
     assert values[0] != values[1], "the seeds differ"
     # Student's t for one degree of freedom; the standard error of two values is half their difference.
     half = 12.7062 * abs(values[0] - values[1]) / 2
-    assert (best.mean, best.num_completed, other.rank) == (pytest.approx(sum(values) / 2), 2, None)
-    assert (best.low, best.high) == (
-        pytest.approx(best.mean - half, rel=1e-4),
-        pytest.approx(best.mean + half, rel=1e-4),
-    )
+    mean = sum(values) / 2
+    assert (best.num_completed, other.rank) == (2, None)
+    assert (best.mean, best.low, best.high) == pytest.approx((mean, mean - half, mean + half), rel=1e-4)
 
     assert sorted(trial.state for trial in in_time) == [TrialState.COMPLETED, TrialState.PRUNED]
     for trial in in_time:
