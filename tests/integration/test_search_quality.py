@@ -91,7 +91,7 @@ def test_points_are_those_of_optuna_run_directly(kind: str, function: Function) 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values())
 def test_cma_finds_as_good_a_best_as_optunas(function: Function) -> None:
-    num_seeds, num_trials = 15, 60
+    num_seeds, num_trials = 8, 40  # `benchmarks.search_quality` has more
 
     def best_ours(seed: int) -> float:
         spec = experiment_spec(space=SPACE, sampler={"kind": "cmaes"}, num_trials=num_trials, seed=seed)
