@@ -12,7 +12,18 @@ from typing import Protocol
 
 import torch
 
-from benchmarks import attention, forwarder, kernels, outage, search, step
+from benchmarks import (
+    api,
+    attention,
+    forwarder,
+    histories,
+    kernels,
+    orchestration,
+    outage,
+    search,
+    spike_detection,
+    step,
+)
 from benchmarks.machine import RESULTS, machine
 
 
@@ -29,8 +40,12 @@ BENCHMARKS: dict[str, Callable[[], AnyReport]] = {
     "attention": lambda: attention.run(device="cpu", dtype=torch.float32, rounds=5, shapes=attention.CPU_SHAPES),
     "step": lambda: step.run(rounds=4),
     "forwarder": lambda: forwarder.run(rounds=5),
-    "outage": lambda: outage.run(rounds=12),
+    "outage": lambda: outage.run(rounds=outage.ROUNDS),
     "search": lambda: search.run(rounds=15),
+    "orchestration": orchestration.run,
+    "histories": histories.run,
+    "api": lambda: api.measure(100, api.NUM_TRIALS),
+    "spike_detection": spike_detection.run,
 }
 
 
