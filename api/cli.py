@@ -578,7 +578,7 @@ def export_trials(
 def _become_trainer(*arguments: str) -> NoReturn:
     """Replaces this process by the trainer's command of these arguments, which calls itself `evenload`, too."""
     from api.supervisor import child_environment
-    from trainer import PROGRAM_VARIABLE
+    from trainer.program import PROGRAM_VARIABLE
 
     environment = child_environment() | {PROGRAM_VARIABLE: "evenload"}
     # -P: a folder called `trainer` where the user happens to be is not ours.

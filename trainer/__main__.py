@@ -2,8 +2,8 @@
 
 import os
 
-from trainer import PROGRAM_VARIABLE
 from trainer.cli import main
+from trainer.program import PROGRAM_VARIABLE
 
 if __name__ == "__main__":
     # Taken out: a process that this one starts is not what the user called.

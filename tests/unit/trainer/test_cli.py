@@ -14,10 +14,10 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.support.training import STEP_TOKENS, train_config
-from trainer import PROGRAM_VARIABLE
 from trainer.cli import main
 from trainer.model.size import model_size
 from trainer.presets import preset_names
+from trainer.program import PROGRAM_VARIABLE
 
 
 def invoke(*arguments: object) -> Result:
