@@ -60,6 +60,16 @@ class Report:
     nothing_p50_ms: float
     costs: dict[str, Cost]
 
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def as_table(self) -> str:
+        lines = [f"GET /livez: {self.nothing_p50_ms} ms (median)"]
+        for name, cost in self.costs.items():
+            p50 = f"p50 {cost.p50_ms:8.2f} ms = {cost.p50_ratio:7.1f} x"
+            lines.append(f"{name:<12} {p50}    p95 {cost.p95_ms:8.2f} ms = {cost.p95_ratio:7.1f} x")
+        return "\n".join(lines)
+
 
 def document(name: str) -> dict[str, Any]:
     """A spec as people send it: one page of JSON, a search over four parameters."""
@@ -230,13 +240,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     report = measure(arguments.rounds, arguments.trials)
-    if arguments.json:
-        print(json.dumps(asdict(report), indent=2))
-        return
-    print(f"GET /livez: {report.nothing_p50_ms} ms (median)")
-    for name, cost in report.costs.items():
-        p50 = f"p50 {cost.p50_ms:8.2f} ms = {cost.p50_ratio:7.1f} x"
-        print(f"{name:<12} {p50}    p95 {cost.p95_ms:8.2f} ms = {cost.p95_ratio:7.1f} x")
+    print(report.as_json() if arguments.json else report.as_table())
 
 
 if __name__ == "__main__":

@@ -7,20 +7,25 @@ Without Ray, on a SQLite file with a history of 10 to 10,000 trials, medians in 
     end        a run's last word: run and trial ended
 
 and the memory of this process, which is the driver here. Proposals of TPE: `benchmarks.search`.
+
+Then one driver plays 1,000 trials that do nothing, from proposal to end, again without Ray: its memory on the way, and
+what a trial takes: statements, transactions that write, milliseconds of CPU time and of the clock, and how long one
+commit waits for the disk (fsync of a page).
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from benchmarks.orchestration import conducted, finished, spec_of
 from orchestrator.execution.conductor import Conductor
@@ -36,6 +41,7 @@ T = TypeVar("T")
 LENGTHS = (10, 100, 1000, 10_000)
 _PARAM = "optimizer.lr"
 _BATCH = 200
+NUM_PLAYED = 1000
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Report:
 
     rounds: int
     growth: Sequence[Growth]
+    per_trial: dict[str, float] = field(default_factory=dict)
+    """Of a driver that plays many trials in turn: means."""
+    memory_mib: dict[str, float] = field(default_factory=dict)
+    """Of that driver, after so many trials."""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -62,12 +72,60 @@ class Report:
     def as_table(self) -> str:
         names = list(Growth.__annotations__)
         rows = [names, *([f"{value:g}" for value in asdict(growth).values()] for growth in self.growth)]
-        return "\n".join("".join(f"{cell:>15}" for cell in row) for row in rows)
+        lines = ["".join(f"{cell:>15}" for cell in row) for row in rows]
+        return "\n".join([*lines, f"per trial: {self.per_trial}", f"memory in MiB: {self.memory_mib}"])
 
 
-def run(*, lengths: Sequence[int] = LENGTHS, rounds: int = 9) -> Report:
-    """Measures at each length of the history, shortest first."""
-    return Report(rounds, [_at(length, rounds) for length in lengths])
+def run(*, lengths: Sequence[int] = LENGTHS, rounds: int = 9, num_played: int = NUM_PLAYED) -> Report:
+    """Measures at each length of the history, shortest first, after `num_played` trials in turn."""
+    per_trial, memory = _played(num_played)
+    return Report(rounds, [_at(length, rounds) for length in lengths], per_trial, memory)
+
+
+def _played(num_trials: int) -> tuple[dict[str, float], dict[str, float]]:
+    """What a trial takes, and the driver's memory on the way; both after a tenth of the trials, for warming up."""
+    process = psutil.Process()
+    counts = {"statements": 0, "transactions": 0}
+
+    def count(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        counts["statements"] += 1
+        counts["transactions"] += statement == "BEGIN IMMEDIATE"
+
+    with (
+        tempfile.TemporaryDirectory(prefix="evenload-benchmark-") as folder,
+        conducted(Path(folder) / "home", spec_of(num_trials)) as (conductor, database),
+    ):
+        memory: dict[str, float] = {}
+        event.listen(database.engine, "before_cursor_execute", count)
+        num_warm = max(1, num_trials // 10)
+        began, cpu_began = 0.0, 0.0
+        for number in range(1, num_trials + 1):
+            request = conductor.next_run()
+            assert isinstance(request, RunRequest), request
+            conductor.report(request.run_id, RunReport(kind="started", step=0, tokens=0))
+            conductor.report(request.run_id, finished(request))
+            conductor.ended(request.run_id, None)
+            if number in (num_warm, num_trials // 2, num_trials):
+                memory[str(number)] = round(process.memory_info().rss / 2**20, 1)
+            if number == num_warm:
+                counts.update(statements=0, transactions=0)
+                began, cpu_began = time.perf_counter(), time.process_time()
+        num_timed = num_trials - num_warm
+        per_trial = {name: round(value / num_timed, 2) for name, value in counts.items()}
+        per_trial["cpu_ms"] = round(1000 * (time.process_time() - cpu_began) / num_timed, 2)
+        per_trial["wall_ms"] = round(1000 * (time.perf_counter() - began) / num_timed, 2)
+        per_trial["fsync_ms"] = round(1000 * _fsync_s(Path(folder) / "page"), 2)
+    return per_trial, memory
+
+
+def _fsync_s(path: Path, rounds: int = 50) -> float:
+    """The median time until a page that was appended to a file is on the disk."""
+    times: list[float] = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(rounds):
+            file.write(bytes(4096))
+            _timed(times, lambda: os.fsync(file.fileno()))
+    return statistics.median(times)
 
 
 def _at(num_trials: int, rounds: int) -> Growth:
@@ -116,14 +174,15 @@ def _fill(work: Work, conductor: Conductor, numbers: range) -> None:
             sequence=work.experiments.next_sequence(id),
             proposal=Proposal(params=dict(params), config=resolve(conductor.spec, params)),
         )
-        started = work.runs.start(trial_id, epoch=epoch)
-        work.runs.running(started.id, epoch=epoch)
+        work.experiments.hold(id, epoch)
+        started = work.runs.begin(work.runs.add(work.trials.get(trial_id), epoch=epoch))
         arrival = {"tokens": 8192, "value": value, "decision": "continue", "explanation": "", "at_ms": 0}
         sequence = work.experiments.next_sequence(id)
         keys = {"trial_id": trial_id, "rung": 0, "experiment_id": id, "run_id": started.id, "sequence": sequence}
         work.connection.execute(insert(RungRow).values(**keys, **arrival))
-        work.runs.settle(started.id, epoch=epoch, state=RunState.COMPLETED)
-        work.trials.settle(trial_id, epoch=epoch, state=TrialState.COMPLETED, objective=value, objective_tokens=65_536)
+        work.runs.end(started, RunState.COMPLETED, cause=None, reason="")
+        ended = {"state": TrialState.COMPLETED, "objective": value, "objective_tokens": 65_536}
+        work.trials.settle_held(work.trials.get(trial_id), epoch=epoch, **ended)
 
 
 def _arrival(request: RunRequest) -> RunReport:

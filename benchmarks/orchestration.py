@@ -1,12 +1,14 @@
 """What a sweep costs beside its trials: `python -m benchmarks.orchestration --json`. Ratios of times in one run.
 
 Whole sweeps, ours and plain Ray Tune's in turns on one local head of two CPUs, two trials at a time, `reuse_actors` in
-both; plain Tune has no database, no sampler but random, and one report per trial:
+both; plain Tune has no database, no sampler but random, and one report per trial. Its files of results and its own
+checkpoints of the sweep are off in both, which makes it faster than it comes:
 
     one_second   40 trials that sleep for a second: our time over Tune's
     nothing      1,000 trials that do nothing: our trials per second over Tune's
 
-and the memory of this process, which is the driver here, after a tenth of the 1,000 trials and after all of them.
+and the memory of this process, which is the driver here, and the time since the sweep began, after a hundredth and a
+tenth of the 1,000 trials and after all of them.
 """
 
 import argparse
@@ -54,6 +56,8 @@ class Report:
 
     sweeps: dict[str, Sweep]
     memory_mib: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Since our sweep of trials that do nothing began, until so many of them had ended."""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -63,7 +67,8 @@ class Report:
             f"{name}: {sweep.num_trials} trials of {sweep.trial_s} s: {sweep.ratios} (medians {sweep.median_ratios})"
             for name, sweep in self.sweeps.items()
         ]
-        return "\n".join([*lines, f"memory of the driver in MiB: {self.memory_mib}"])
+        growth = [f"memory of the driver in MiB: {self.memory_mib}", f"seconds until so many ended: {self.seconds}"]
+        return "\n".join([*lines, *growth])
 
 
 def spec_of(num_trials: int, **fields: Any) -> ExperimentSpec:
@@ -174,13 +179,23 @@ def _plain(folder: Path, num_trials: int) -> float:
     return time.perf_counter() - started
 
 
-def sweep(folder: Path, num_trials: int, trial_s: float, *, rounds: int, memory: dict[str, float]) -> Sweep:
-    """Both sweeps in turns; each has to start its two processes."""
+def sweep(
+    folder: Path,
+    num_trials: int,
+    trial_s: float,
+    *,
+    rounds: int,
+    memory: dict[str, float] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> Sweep:
+    """Both sweeps in turns; each has to start its two processes. Notes the last of our sweeps' memory and times."""
     process = psutil.Process()
+    began = 0.0
 
     def watch(ended: int) -> None:
-        if ended in (num_trials // 10, num_trials):
-            memory[f"after {ended} trials"] = round(process.memory_info().rss / 2**20, 1)
+        if memory is not None and seconds is not None and ended in (num_trials // 100, num_trials // 10, num_trials):
+            memory[str(ended)] = round(process.memory_info().rss / 2**20, 1)
+            seconds[str(ended)] = round(time.perf_counter() - began, 1)
 
     os.environ[_SECONDS] = str(trial_s)
     import ray
@@ -192,6 +207,7 @@ def sweep(folder: Path, num_trials: int, trial_s: float, *, rounds: int, memory:
         runtime = {"env_vars": {_SECONDS: str(trial_s)}}
         ray.init(num_cpus=NUM_CPUS, include_dashboard=False, logging_level=logging.ERROR, runtime_env=runtime)
         try:
+            began = time.perf_counter()
             ours.append(_ours(folder / f"ours-{number}", num_trials, watch))
             theirs.append(_plain(folder / f"tune-{number}", num_trials))
         finally:
@@ -207,14 +223,16 @@ def _ratios(ours_s: float, tune_s: float) -> dict[str, float]:
 def run(*, rounds: int = 3, num_trials: int = 1000, num_seconds: int = 40) -> Report:
     """Measures both sweeps in turns; `num_trials` do nothing, `num_seconds` sleep for a second."""
     memory: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="evenload-benchmark-") as folder:
         root = Path(folder)
         return Report(
             sweeps={
-                "one_second": sweep(root / "second", num_seconds, 1.0, rounds=rounds, memory={}),
-                "nothing": sweep(root / "nothing", num_trials, 0.0, rounds=1, memory=memory),
+                "one_second": sweep(root / "second", num_seconds, 1.0, rounds=rounds),
+                "nothing": sweep(root / "nothing", num_trials, 0.0, rounds=1, memory=memory, seconds=seconds),
             },
             memory_mib=memory,
+            seconds=seconds,
         )
 
 
