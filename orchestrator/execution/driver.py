@@ -138,7 +138,7 @@ def _leave_worn_head(database: Database, root: Path, *, experiment_id: str, addr
         return
     logger.error("%s", lost_places.in_words(lost))
     lost_places.leave_note(root, address=address, lost=lost)
-    if not _others_drive(database, experiment_id):
+    if _may_leave(database, experiment_id):
         os._exit(_EXIT_PLACES_LOST)
 
 
@@ -154,17 +154,18 @@ def _watch_places(conductor: Conductor, database: Database, root: Path, address:
             logger.error("%s", lost_places.in_words(lost))
             conductor.explain(waiting, lost_places.in_words(lost))
             lost_places.leave_note(root, address=address, lost=lost)
-            if len(waiting) == len(conductor.live_runs()) and not _others_drive(database, conductor.experiment_id):
+            if len(waiting) == len(conductor.live_runs()) and _may_leave(database, conductor.experiment_id):
                 os._exit(_EXIT_PLACES_LOST)
         except (Fenced, StoreUnavailable) as error:
             logger.warning("%s", error)  # the other thread does what is to be done about it
 
 
-def _others_drive(database: Database, experiment_id: str) -> bool:
-    """Whether another experiment has a driver, as far as leases tell."""
+def _may_leave(database: Database, experiment_id: str) -> bool:
+    """Whether the head can be started anew: there is an orchestrator to do it, and no other experiment has a driver."""
     with database.read() as work:
         driven = {record.id for state in _DRIVEN for record in work.experiments.list(limit=200, state=state).items}
-        return bool(driven - set(work.experiments.claimable()) - {experiment_id})
+        others = driven - set(work.experiments.claimable()) - {experiment_id}
+        return work.queue.standings().is_served and not others
 
 
 def _watch(conductor: Conductor, terminated: threading.Event) -> None:
