@@ -43,7 +43,7 @@ def test_two_workers_give_the_losses_and_loads_of_one(installation: Installation
     wait_until(lambda: not installation.workers(), what="the end of the workers")
 
 
-def test_killed_rank_is_retried_and_a_pruned_trial_gives_its_places_back(installation: Installation) -> None:
+def test_killed_rank_and_launcher_are_retried_and_ended_ones_give_their_places_back(installation: Installation) -> None:
     document = sweep_document(
         num_trials=None,
         num_steps=400,
@@ -58,14 +58,23 @@ def test_killed_rank_is_retried_and_a_pruned_trial_gives_its_places_back(install
     ranks = [process for process in installation.workers() if "RayTrainWorker" in " ".join(process.cmdline())]
     assert len(ranks) == 2
     os.kill(ranks[1].pid, signal.SIGKILL)
+
+    def trials_with_checkpoints() -> set[str]:
+        return {event.trial_id for event in installation.events(experiment_id, "checkpoint.committed")}
+
+    wait_until(lambda: len(trials_with_checkpoints()) == 3, what="a checkpoint of the third trial")
+    launchers = [process for process in installation.workers() if "ImplicitFunc" in " ".join(process.cmdline())]
+    os.kill(max(launchers, key=lambda process: process.create_time()).pid, signal.SIGKILL)
     installation.finish(driver, experiment_id)
 
     with installation.database.read() as work:
         trials = work.trials.history(experiment_id)
         runs = [work.runs.of_trial(trial.id) for trial in trials]
-    # Only one trial fits at a time, so the third has run on the places of the pruned second.
+    # Only one trial fits at a time, so the third has run on the places of the pruned second, and then on those that its
+    # killed launcher had asked for.
     states = [trial.state for trial in trials]
     assert states == [TrialState.COMPLETED, TrialState.PRUNED, TrialState.COMPLETED], [trial.reason for trial in trials]
     assert [run.state for run in runs[0]] == [RunState.LOST, RunState.COMPLETED]
-    assert (runs[0][1].resumed_from_step or 0) >= 100
+    assert [run.state for run in runs[2]] == [RunState.LOST, RunState.COMPLETED]
+    assert all((of_trial[1].resumed_from_step or 0) >= 100 for of_trial in (runs[0], runs[2]))
     wait_until(lambda: not installation.workers(), what="the end of the workers")
