@@ -330,6 +330,8 @@ export interface paths {
         /**
          * Stop Trial
          * @description End one trial: it is pruned with what it came to, or cancelled if it had not begun; the experiment goes on.
+         *
+         *     It writes a checkpoint first, and is killed after the deadline.
          */
         post: operations["stop_trial"];
         delete?: never;
@@ -2951,7 +2953,8 @@ export interface components {
         };
         /**
          * DeviceFit
-         * @description How many of the points that were tried fit on the nodes of one kind, by the memory of the node.
+         * @description How many of the points that were tried fit on the nodes of one kind: by the memory of the node, or of its GPUs if
+         *     a trial takes some.
          */
         DeviceFit: {
             /** Num Nodes */
@@ -2962,6 +2965,11 @@ export interface components {
             gpus: number;
             /** Memory Gib */
             memory_gib: number;
+            /**
+             * Gpu Memory Gib
+             * @description Of one GPU; null where it is not known, and points are taken to fit.
+             */
+            gpu_memory_gib: number | null;
             /** Num Fitting */
             num_fitting: number;
             /** Num Tried */
@@ -10535,13 +10543,24 @@ export interface components {
             deadline_s?: number | null;
         };
         /**
+         * StopManyTrials
+         * @description Which trials, and how long they may take.
+         */
+        StopManyTrials: {
+            /** Ids */
+            ids?: string[] | null;
+            filter?: components["schemas"]["TrialFilter"] | null;
+            /** Deadline S */
+            deadline_s?: number | null;
+        };
+        /**
          * StopRequest
          * @description How long running trials may take to write a checkpoint and end.
          */
         StopRequest: {
             /**
              * Deadline S
-             * @description Then they are killed; null: 60 s to pause, 30 s to cancel.
+             * @description Then they are killed; null: 60 s to pause, or to stop one trial; 30 s to cancel.
              */
             deadline_s?: number | null;
         };
@@ -12373,7 +12392,11 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["StopRequest"] | null;
+            };
+        };
         responses: {
             /** @description Successful Response */
             202: {
@@ -12636,7 +12659,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["ManyTrials"];
+                "application/json": components["schemas"]["StopManyTrials"];
             };
         };
         responses: {
