@@ -6,15 +6,16 @@ step of ours is the one of a real run with all it does: reading the batch, forwa
 telemetry, its copy to the host every ten steps and its files. Everything is float32, on the CPU, on real text.
 
     moe_to_dense               a mixture of experts over its dense twin with equal active parameters
-    transformers_to_moe        transformers' OlmoeForCausalLM over ours: tokens per second of ours over theirs
-    transformers_plain_to_moe  the same when theirs leaves out the load-balancing loss, as its config does by default
-    transformers_as_is_to_moe  the same, with the loss, when its process keeps the allocator as the system has it
+    transformers_as_is_to_moe  transformers' OlmoeForCausalLM over ours: tokens per second of ours over theirs
+    transformers_to_moe        the same when its process has our setting of the allocator
+    transformers_plain_to_moe  that, and theirs leaves out the load-balancing loss, as its config does by default
     telemetry_overhead         ours over ours without statistics in the routing pass and without a record, less one
 
-The peer gets our weights, our batches (as tensors, read beforehand), our learning rate, clipping and settings of the
-allocator, and what makes it fastest: sdpa attention, `grouped_mm` for its experts (its default; "eager" and
-"batched_mm" are slower), torch's fused AdamW, no cache, targets that are already shifted, no deterministic algorithms.
-Its first loss must be ours.
+The peer gets our weights, our batches (as tensors, read beforehand), our learning rate and clipping, and what makes it
+fastest: sdpa attention, `grouped_mm` for its experts (its default; "eager" and "batched_mm" are slower), torch's fused
+AdamW, no cache, targets that are already shifted, no deterministic algorithms. Its first loss must be ours. What the C
+library does with freed memory is a matter of the process, not of its code: our trainer sets it, a script around
+transformers usually does not, so both are measured.
 """
 
 import argparse
