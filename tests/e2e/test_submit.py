@@ -94,7 +94,8 @@ def mlflow_run(lab: Lab, trial_id: str) -> dict[str, Any]:
         while True:
             url = client.trial(trial_id).mlflow_run_url
             if url is not None:
-                base, run_id = url.partition("/#/")[0], url.rsplit("/", 1)[1]
+                base, _, page = url.partition("/#/")
+                run_id = page.partition("?")[0].rpartition("/")[2]
                 answer = httpx.get(f"{base}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, trust_env=False).json()
                 if answer["run"]["info"]["status"] == "FINISHED":
                     return answer["run"]
