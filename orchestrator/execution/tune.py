@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import ray.train
 import ray.tune
 import ray.util
 from ray._raylet import PlacementGroupID
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup
@@ -80,7 +81,6 @@ def run_all(conductor: Conductor, *, resources: Resources, max_concurrent: int) 
                 storage_path=folder,
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=0),
-                callbacks=[_KillOverdue(searcher)],
             ),
         ).fit()
 
@@ -121,9 +121,9 @@ class RunSearcher(Searcher):
         """The run behind a Tune trial."""
         return self._runs[trial_id]
 
-    def running(self, trial_id: str) -> str | None:
-        """The run behind a Tune trial, None once it is over."""
-        return self._runs.get(trial_id)
+    def runs(self) -> dict[str, str]:
+        """Tune's trials that it is not done with and the runs behind them, in the order in which they were given out."""
+        return dict(self._runs)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the database has it."""
@@ -145,6 +145,28 @@ class RunScheduler(FIFOScheduler):
     def __init__(self, searcher: RunSearcher) -> None:
         super().__init__()
         self._searcher = searcher
+        self._killed: set[str] = set()
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The first trial that waits for a process, or None.
+
+        Tune asks once per turn of its loop, so overdue runs are looked for here. (A callback of Tune's would do as well,
+        but has Tune import every logger that it knows, which takes a second.)
+        """
+        live = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
+        runs = {live[trial_id]: run_id for trial_id, run_id in self._searcher.runs().items() if trial_id in live}
+        self._kill_overdue(runs)
+        return next((trial for trial in runs if trial.status == Trial.PENDING), None)
+
+    def _kill_overdue(self, runs: Mapping[Any, str]) -> None:
+        """Kills processes of runs that were to end by themselves and have not; Tune then notes that they are gone."""
+        conductor = self._searcher.conductor
+        overdue = set() if conductor is None else set(conductor.overdue()) - self._killed
+        for trial, run_id in runs.items():
+            process = trial.temporary_state.ray_actor
+            if run_id in overdue and process is not None:
+                self._killed.add(run_id)
+                ray.kill(process)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP if the report's run does not go on, else CONTINUE."""
@@ -167,27 +189,6 @@ class RunScheduler(FIFOScheduler):
         request = RunRequest.model_validate_json(trial.config["request"])
         if request.num_workers > 1:
             _return_places(Path(request.folder))
-
-
-class _KillOverdue(ray.tune.Callback):
-    """Kills the processes of runs that were to end by themselves and have not; Tune then notes that they are gone."""
-
-    def __init__(self, searcher: RunSearcher) -> None:
-        self._searcher = searcher
-        self._killed: set[str] = set()
-
-    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Once per turn of Tune's loop."""
-        conductor = self._searcher.conductor
-        overdue = () if conductor is None else conductor.overdue()
-        if self._killed.issuperset(overdue):
-            return
-        for trial in trials:
-            run_id = self._searcher.running(trial.trial_id) or ""
-            process = trial.temporary_state.ray_actor
-            if run_id in overdue and run_id not in self._killed and process is not None:
-                self._killed.add(run_id)
-                ray.kill(process)
 
 
 def _return_places(folder: Path) -> None:
