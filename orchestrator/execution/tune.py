@@ -122,7 +122,7 @@ class RunSearcher(Searcher):
         return self._runs[trial_id]
 
     def runs(self) -> dict[str, str]:
-        """Tune's trials that it is not done with and the runs behind them, in the order in which they were given out."""
+        """The trials that Tune is not done with and the runs behind them, in the order in which they were given."""
         return dict(self._runs)
 
     def save(self, checkpoint_path: str) -> None:
@@ -150,8 +150,8 @@ class RunScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The first trial that waits for a process, or None.
 
-        Tune asks once per turn of its loop, so overdue runs are looked for here. (A callback of Tune's would do as well,
-        but has Tune import every logger that it knows, which takes a second.)
+        Tune asks once per turn of its loop, so overdue runs are looked for here. (A callback of Tune's would do as
+        well, but has Tune import every logger that it knows, which takes a second.)
         """
         live = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
         runs = {live[trial_id]: run_id for trial_id, run_id in self._searcher.runs().items() if trial_id in live}
