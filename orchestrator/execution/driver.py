@@ -124,6 +124,7 @@ def drive(root: Path, *, experiment_id: str, epoch: int, address: str) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         threading.Thread(target=_watch_places, args=(conductor, database, root, address), daemon=True).start()
     tune.run_all(conductor, resources=spec.resources, max_concurrent=room.max_concurrent)
+    lost_places.settle_groups()
     conductor.settle()
     logger.info("the driver of %s ends", experiment_id)
     # Ray's threads and the watch end with the process; an orderly shutdown of them would only take longer.

@@ -17,7 +17,9 @@ from orchestrator import home as layout
 _KINDS = ("CPU", "GPU")
 _HOLD_NOTHING = ("PENDING", "REMOVED")
 _DUST = 1e-6
+_SETTLED = ("CREATED", "REMOVED")
 _INTERVAL_S = 1.0
+_ON_ITS_WAY_S = 0.3
 
 Loss = dict[str, tuple[float, float]]
 """Kind -> (how much of it is lost, how much the cluster has); {} if nothing is lost."""
@@ -62,6 +64,24 @@ def lasting_loss(patience_s: float) -> Loss:
         time.sleep(_INTERVAL_S)
 
 
+def settle_groups(patience_s: float = 5.0) -> None:
+    """Waits, at an orderly end, until nothing is being prepared for this driver any more. Needs a connected Ray.
+
+    A pause may come right after a run has asked for its place: ending then is what loses it.
+    """
+    import ray
+    from ray.util import placement_group_table
+
+    # The id of a group ends with that of its job. What Tune has just given up may still be on its way to a node.
+    job = ray.get_runtime_context().get_job_id()
+    deadline = time.monotonic() + patience_s
+    time.sleep(_ON_ITS_WAY_S)
+    while time.monotonic() < deadline and any(
+        group["state"] not in _SETTLED and id.endswith(job) for id, group in placement_group_table().items()
+    ):
+        time.sleep(_ON_ITS_WAY_S)
+
+
 def in_words(lost: Loss) -> str:
     """What is lost and what comes of it, as the reason of what waits."""
     amounts = " and ".join(f"{amount:g} of {total:g} {kind}s" for kind, (amount, total) in lost.items())
@@ -71,6 +91,7 @@ def in_words(lost: Loss) -> str:
 def leave_note(root: Path, *, address: str, lost: Loss) -> None:
     """Tells the daemon that the head at `address` has to be started anew."""
     path = _note(root)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the head may be another home's
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps({"address": address, "lost": lost}), encoding="utf-8")
     unfinished.replace(path)
